@@ -1,0 +1,1 @@
+"""Sparse operations on codes: everything after the encoder product works on the nonzeros alone."""

@@ -1,0 +1,79 @@
+"""Is this dictionary what its file claims? Loading is proved, not assumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saeworks.dictionaries.dictionary import Dictionary
+
+# Realised L0 and explained variance move with the text; beyond these the site, the scale or the loading is wrong.
+L0_FACTOR = 1.5
+EXPLAINED_VARIANCE_DROP = 0.15
+
+
+@torch.no_grad()
+def measure(dictionary: Dictionary, activations: Tensor, batch: int = 4096) -> dict[str, float]:
+    """L0 and explained variance (``1 - sum |x - x_hat|^2 / sum |x - mean|^2``) on ``activations [token, d_in]``."""
+    x_sum = torch.zeros(activations.shape[1], dtype=torch.float64)
+    square = residual = active = 0.0
+    for start in range(0, activations.shape[0], batch):
+        x = activations[start : start + batch].to(dictionary.device)
+        codes = dictionary.encode_sparse(x)
+        residual += float((x - dictionary.decode(codes)).double().square().sum())
+        active += float(codes.counts().sum())
+        x_sum += x.double().sum(0).cpu()
+        square += float(x.double().square().sum())
+    tokens = activations.shape[0]
+    variance = square - float(x_sum.square().sum()) / tokens
+    return {
+        "l0": active / tokens,
+        "explained_variance": 1.0 - residual / variance if variance > 0 else float("nan"),
+        "tokens": float(tokens),
+    }
+
+
+def verify(dictionary: Dictionary, activations: Tensor | None = None) -> dict[str, Any]:
+    """Check decoder norms and, given ``activations [token, d_in]``, L0 and explained variance against the record.
+
+    Returns ``{"ok", "problems": [sentence], "decoder_norm": {min, mean, max}, "measured", "recorded"}``;
+    ``measured`` is None without activations, ``recorded`` None when the file carries no measured values.
+    """
+    norms = dictionary.W_dec.norm(dim=1)
+    problems: list[str] = []
+    if float(norms.min()) == 0:
+        problems.append(f"{int((norms == 0).sum())} decoder rows are zero: these latents can never act.")
+    recorded = dictionary.cfg.metadata.get("recorded")
+    measured = None if activations is None else measure(dictionary, activations)
+    if measured is not None:
+        if measured["l0"] == 0:
+            problems.append("No latent is active on these activations: the scale or the site is wrong.")
+        if measured["explained_variance"] < 0:
+            problems.append(
+                f"The explained variance is {measured['explained_variance']:.3f}, below what the mean alone reaches: "
+                "the site, the model or the scale is not the one it was trained on."
+            )
+        if recorded:
+            problems += _against_record(measured, recorded)
+    return {
+        "ok": not problems,
+        "problems": problems,
+        "decoder_norm": {"min": float(norms.min()), "mean": float(norms.mean()), "max": float(norms.max())},
+        "measured": measured,
+        "recorded": recorded,
+    }
+
+
+def _against_record(measured: dict[str, float], recorded: dict[str, float]) -> list[str]:
+    problems: list[str] = []
+    l0, expected = measured["l0"], recorded["l0"]
+    if not expected / L0_FACTOR <= l0 <= expected * L0_FACTOR:
+        problems.append(f"The L0 is {l0:.1f}, but {expected:.1f} was recorded when the dictionary was saved.")
+    ev, expected = measured["explained_variance"], recorded["explained_variance"]
+    if 0 <= ev < expected - EXPLAINED_VARIANCE_DROP:
+        problems.append(
+            f"The explained variance is {ev:.3f}, but {expected:.3f} was recorded when the dictionary was saved."
+        )
+    return problems

@@ -1,0 +1,54 @@
+"""The inference threshold of BatchTopK dictionaries, measured rather than averaged.
+
+A moving average of per-batch thresholds is biased for small batches and lags behind moving weights. Here the
+threshold is the exact quantile on tokens that were not trained on, through the path and dtype of inference: half-way
+between the (tokens * k)-th and the next largest pre-activation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saeworks.dictionaries.dictionary import Dictionary
+from saeworks.dictionaries.verify import measure
+
+
+@torch.no_grad()
+def calibrated_threshold(dictionary: Dictionary, activations: Tensor, k: float, batch: int = 4096) -> float:
+    """Threshold with ``k`` active latents per token on ``activations [token, d_in]`` (raw units)."""
+    wanted = round(k * activations.shape[0])
+    kept = torch.zeros(0)
+    floor = 0.0
+    for start in range(0, activations.shape[0], batch):
+        z = dictionary.pre_activations(activations[start : start + batch].to(dictionary.device)).flatten()
+        kept = torch.cat([kept, z[z > floor].float().cpu()])
+        if kept.numel() > 4 * (wanted + 1):  # everything below the (wanted + 1)-th so far can no longer matter
+            kept = kept.topk(wanted + 1, sorted=False).values
+            floor = float(kept.min())
+    if kept.numel() <= wanted:
+        return 0.0  # fewer positives than wanted: plain ReLU is already sparser than k
+    top = kept.topk(wanted + 1).values.double()
+    return float((top[wanted - 1] + top[wanted]) / 2)
+
+
+@torch.no_grad()
+def calibrate(dictionary: Dictionary, activations: Tensor) -> Dictionary:
+    """The dictionary with its threshold calibrated (``jumprelu``) and its L0 and explained variance recorded.
+
+    The threshold is measured on the first half of ``activations [token, d_in]``, the recorded values on the second.
+    """
+    half = activations.shape[0] // 2
+    metadata = dictionary.cfg.metadata
+    if dictionary.threshold is not None:
+        moving_average = float(dictionary.threshold[0])
+        threshold = calibrated_threshold(dictionary, activations[:half], metadata["k"])
+        dictionary = dictionary.replace(
+            threshold=torch.full_like(dictionary.threshold, threshold),
+            metadata={
+                "threshold_source": "calibrated",
+                "threshold_moving_average": moving_average,
+                "threshold_calibrated": threshold,
+            },
+        )
+    return dictionary.replace(metadata={"recorded": measure(dictionary, activations[half:])})
