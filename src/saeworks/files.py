@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from saeworks.errors import InputError, RunError
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Generator[None]:
     """Turn a full or read-only disk into a sentence (``RunError``)."""
     try:
         yield
@@ -54,7 +54,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Generator[Path]:
     """Yield a temporary sibling directory that becomes ``path`` when the block ends without an error.
 
     An existing ``path`` is replaced as a whole. Files inside are synced before the rename.

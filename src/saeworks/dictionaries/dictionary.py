@@ -160,13 +160,25 @@ class Dictionary(nn.Module):
             None if self.threshold is None else self.threshold[:latents],
         )
 
-    def replace(self, *, metadata: dict[str, Any] | None = None, **tensors: Tensor) -> Dictionary:
-        """A copy with some of ``W_enc, W_dec, b_enc, b_dec, threshold`` or metadata entries replaced."""
-        current: dict[str, Any] = {
-            name: getattr(self, name) for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-        }
-        cfg = self.cfg.model_copy(update={"metadata": {**self.cfg.metadata, **(metadata or {})}})
-        return Dictionary(cfg, **{**current, **tensors})
+    def replace(
+        self,
+        *,
+        W_enc: Tensor | None = None,
+        W_dec: Tensor | None = None,
+        b_enc: Tensor | None = None,
+        b_dec: Tensor | None = None,
+        threshold: Tensor | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Dictionary:
+        """A copy with the given tensors replaced and the given metadata entries added; None keeps what is there."""
+        return Dictionary(
+            self.cfg.model_copy(update={"metadata": {**self.cfg.metadata, **(metadata or {})}}),
+            self.W_enc if W_enc is None else W_enc,
+            self.W_dec if W_dec is None else W_dec,
+            self.b_enc if b_enc is None else b_enc,
+            self.b_dec if b_dec is None else b_dec,
+            self.threshold if threshold is None else threshold,
+        )
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: the identity under which results are cached."""

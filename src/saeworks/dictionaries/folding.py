@@ -22,8 +22,8 @@ def fold_normalization(dictionary: Dictionary, scale: float, units: Literal["raw
         raise InputError(f"A normalisation scale must be positive, but {scale} was given.")
     d = dictionary
     if units == "raw":
-        threshold = {} if d.threshold is None else {"threshold": d.threshold / scale}
-        return d.replace(b_enc=d.b_enc / scale, b_dec=d.b_dec / scale, **threshold)
+        threshold = None if d.threshold is None else d.threshold / scale
+        return d.replace(b_enc=d.b_enc / scale, b_dec=d.b_dec / scale, threshold=threshold)
     return d.replace(W_enc=d.W_enc * scale, W_dec=d.W_dec / scale, b_dec=d.b_dec / scale)
 
 
@@ -41,8 +41,8 @@ def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
             "keep the rows as they are."
         )
     norms = norms.masked_fill(norms == 0, 1.0)
-    threshold = {} if d.threshold is None else {"threshold": d.threshold * norms}
-    return d.replace(W_enc=d.W_enc * norms, b_enc=d.b_enc * norms, W_dec=d.W_dec / norms[:, None], **threshold)
+    threshold = None if d.threshold is None else d.threshold * norms
+    return d.replace(W_enc=d.W_enc * norms, b_enc=d.b_enc * norms, W_dec=d.W_dec / norms[:, None], threshold=threshold)
 
 
 def fold_pre_bias(dictionary: Dictionary) -> Dictionary:

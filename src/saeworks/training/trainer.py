@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -319,7 +319,7 @@ def _metrics(member: Member, stats: Mapping[str, Tensor], scale: float) -> dict[
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def _stop_signals() -> Generator[list[int]]:
     """Collect interrupts instead of raising inside a step, so that a checkpoint is always between two steps."""
     stop: list[int] = []
     previous: dict[int, Any] = {}

@@ -1,0 +1,369 @@
+"""Streams: endless, seeded, resumable sequences of shuffled activation batches, all with one interface.
+
+``LiveStream`` runs a language model, ``StoredStream`` reads a store on disk, ``SyntheticStream`` draws from features
+whose directions are known. Whoever trains on a stream need not know which one it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from saeworks.activations.batches import ActivationBatch, concatenate
+from saeworks.activations.buffer import ShuffleBuffer
+from saeworks.activations.harvest import Harvestable, Harvester
+from saeworks.activations.store import ActivationStore
+from saeworks.activations.texts import TextSource
+from saeworks.errors import InputError
+from saeworks.files import sha256_bytes, sha256_json
+from saeworks.runtime import generator, resolve_dtype
+
+__all__ = ["ActivationBatch", "LiveStream", "StoredStream", "Stream", "StreamState", "SyntheticStream"]
+
+StreamState = dict[str, Any]  # tensors, numbers and strings, nested
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Endless activation batches.
+
+    Attributes:
+        width: floats per row.
+        site: canonical site name; None for synthetic activations.
+    """
+
+    width: int
+    site: str | None
+
+    def next_batch(self, count: int) -> ActivationBatch:
+        """The next ``count`` rows, ``[count, width]`` float32."""
+        ...
+
+    def state_dict(self) -> StreamState:
+        """Everything needed to go on with the same bits: tensors, numbers and strings."""
+        ...
+
+    def load_state_dict(self, state: StreamState) -> None:
+        """Continue from a state; ``InputError`` when it belongs to another stream."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Digest of all that decides which rows come in which order."""
+        ...
+
+    @property
+    def statistics(self) -> dict[str, int | float]:
+        """Counts since the start of the stream."""
+        ...
+
+
+class LiveStream:
+    """Activations of a language model at one site, harvested as they are needed and mixed in a shuffle buffer.
+
+    The source is read again and again; ``statistics["epochs"]`` counts complete passes, and every pass mixes anew.
+
+    Args:
+        model: a ``LanguageModel``.
+        source: texts; see ``open_texts``.
+        site: name or alias of a site.
+        context_length: tokens per window at most, special tokens included.
+        buffer_tokens: rows of the shuffle buffer; at least two batches, 50 mix well.
+        harvest_batch_size: windows per forward pass.
+        seed: of all shuffling.
+        max_norm_ratio: drop rows whose norm exceeds this many times the median of their harvest batch; None keeps all.
+        buffer_dtype: ``float32`` or ``bfloat16`` (half the memory; rows then come out rounded to 8 bits).
+        buffer_device: where the buffer lies; the model's device when None.
+        mix: share of the buffer left when it is refilled.
+        prefetch: read and tokenise ahead in a second thread.
+
+    Memory: ``buffer_tokens × (width × bytes + 32)`` plus one harvest batch, whatever the length of the run.
+
+    Raises:
+        InputError: unknown site, context too long for the model, a buffer too small for a batch, activations that are
+            not finite, or texts without a usable token.
+    """
+
+    def __init__(
+        self,
+        model: Harvestable,
+        source: TextSource,
+        site: str,
+        context_length: int = 128,
+        buffer_tokens: int = 65536,
+        harvest_batch_size: int = 64,
+        seed: int = 0,
+        max_norm_ratio: float | None = None,
+        buffer_dtype: str = "float32",
+        buffer_device: str | torch.device | None = None,
+        mix: float = 0.5,
+        prefetch: bool = True,
+    ) -> None:
+        self._harvester = Harvester(
+            model, source, site, context_length, harvest_batch_size, seed, max_norm_ratio, prefetch=prefetch
+        )
+        self.site: str | None = self._harvester.site
+        self.width = self._harvester.width
+        self.device = model.device
+        self._buffer = ShuffleBuffer(
+            buffer_tokens,
+            (self.width,),
+            generator(seed, "shuffle"),
+            dtype=resolve_dtype(buffer_dtype),
+            mix=mix,
+            device=model.device if buffer_device is None else buffer_device,
+        )
+        self._asked = {
+            "site": self.site,
+            "context_length": context_length,
+            "buffer_tokens": buffer_tokens,
+            "harvest_batch_size": harvest_batch_size,
+            "seed": seed,
+            "max_norm_ratio": max_norm_ratio,
+            "buffer_dtype": buffer_dtype,
+            "mix": mix,
+        }
+        self._pending: ActivationBatch | None = None
+        self._rows: Iterator[ActivationBatch] | None = None
+        self._fingerprint: str | None = None
+
+    @property
+    def statistics(self) -> dict[str, int | float]:
+        """Counts of positions and rows (see ``HarvestStatistics``) and ``empty_documents``."""
+        return {**asdict(self._harvester.statistics), "empty_documents": self._harvester.source.skipped_empty}
+
+    def fingerprint(self) -> str:
+        """Digest of model, texts and all settings that change a batch."""
+        if self._fingerprint is None:
+            model, source = self._harvester.model.fingerprint(), self._harvester.source.fingerprint()
+            self._fingerprint = sha256_json(["live", model, source, self._asked])
+        return self._fingerprint
+
+    def next_batch(self, count: int) -> ActivationBatch:
+        """The next ``count`` rows, float32, on the model's device."""
+        self._buffer.check_batch(count)
+        if self._buffer.wants_rows(count):
+            self._refill()
+        return self._buffer.pop(count).to(self.device)
+
+    def _refill(self) -> None:
+        if self._rows is None:
+            self._rows = self._harvester.batches()
+        while self._buffer.free:
+            if self._pending is None:
+                self._pending = next(self._rows)
+            taken = self._buffer.push(self._pending)
+            left = len(self._pending) - taken
+            # The rest of a harvest batch waits for the next refill, so that no row is lost.
+            self._pending = self._pending[slice(taken, None)] if left else None
+        self._buffer.shuffle()
+
+    def state_dict(self, contents: bool = True) -> StreamState:
+        """Place, counts and buffer.
+
+        Args:
+            contents: with False the state is a few kilobytes: the buffer refills from the saved place on, and the rows
+                that were waiting in it (at most ``buffer_tokens`` plus one harvest batch) do not come again.
+        """
+        state: StreamState = {
+            "kind": "live",
+            "fingerprint": self.fingerprint(),
+            "harvester": self._harvester.state_dict(),
+            "buffer": self._buffer.state_dict(contents),
+        }
+        if contents and self._pending is not None:
+            pending = self._pending
+            state["pending"] = {
+                "activations": pending.activations.cpu().clone(),
+                "token_ids": pending.token_ids.clone(),
+                "document_ids": pending.document_ids.clone(),
+                "positions": pending.positions.clone(),
+            }
+        return state
+
+    def load_state_dict(self, state: StreamState) -> None:
+        """Continue from :meth:`state_dict` with the same bits."""
+        _check_state(state, "live", self.fingerprint())
+        self._harvester.load_state_dict(state["harvester"])
+        self._buffer.load_state_dict(state["buffer"])
+        self._rows = None
+        self._pending = None
+        if "pending" in state:
+            pending = ActivationBatch(**{name: tensor.clone() for name, tensor in state["pending"].items()})
+            pending.activations = pending.activations.to(self.device)
+            self._pending = pending
+
+
+class StoredStream:
+    """Rows of an activation store, read in contiguous blocks whose order is drawn anew for every pass.
+
+    The store's rows were shuffled when it was written, so neighbours in a block come from many documents; a buffer is
+    not needed, and the state is a few numbers. Block borders move from pass to pass.
+
+    Args:
+        directory: of the store.
+        seed: of the order of blocks.
+        device: where batches go.
+        block_rows: rows read at a time.
+    """
+
+    def __init__(
+        self, directory: str | Path, seed: int = 0, device: str | torch.device = "cpu", block_rows: int = 256
+    ) -> None:
+        if block_rows < 1:
+            raise InputError(f"block_rows is {block_rows}; it must be at least 1.")
+        self.store = ActivationStore(directory)
+        self.width = self.store.width
+        self.site: str | None = self.store.site
+        self.device = torch.device(device)
+        self._seed, self._block = seed, block_rows
+        self._epoch, self._taken = 0, 0  # passes done, rows taken of this one
+        self._order: Tensor
+        self._edges: Tensor
+        self._plan()
+
+    @property
+    def statistics(self) -> dict[str, int | float]:
+        """``tokens`` handed out and complete passes, ``epochs``."""
+        return {"tokens": self._epoch * len(self.store) + self._taken, "epochs": self._epoch}
+
+    def fingerprint(self) -> str:
+        """Digest of the store's contents, of seed and block size."""
+        return sha256_json(["stored", self.store.fingerprint(), self._seed, self._block])
+
+    def next_batch(self, count: int) -> ActivationBatch:
+        """The next ``count`` rows, float32; a batch may span two passes."""
+        if count < 1:
+            raise InputError(f"A batch of {count} rows was asked for; it needs at least 1.")
+        parts: list[ActivationBatch] = []
+        while count:
+            if self._taken == len(self.store):
+                self._epoch, self._taken = self._epoch + 1, 0
+                self._plan()
+            block = int(torch.searchsorted(self._edges, self._taken, right=True)) - 1
+            inside = self._taken - int(self._edges[block])
+            rows = int(self._edges[block + 1]) - int(self._edges[block])
+            start, _ = self._span(int(self._order[block]))
+            take = min(count, rows - inside)
+            parts.append(self.store.rows(start + inside, start + inside + take))
+            self._taken += take
+            count -= take
+        return concatenate(parts).to(self.device)
+
+    def _plan(self) -> None:
+        """Draw the order of blocks of this pass. ``_edges[i]``: rows before the i-th block in that order."""
+        draw = generator(self._seed, "blocks", self._epoch)
+        self._first = int(torch.randint(1, self._block + 1, (1,), generator=draw))
+        count = len(self.store)
+        blocks = 1 + max(0, -(-(count - self._first) // self._block))
+        self._order = torch.randperm(blocks, generator=draw)
+        # All blocks hold block_rows rows but the first, which has the drawn length, and the last.
+        ends = (self._first + torch.arange(blocks) * self._block).clamp(max=count)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
+        sizes = (ends - starts)[self._order]
+        self._edges = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+
+    def _span(self, block: int) -> tuple[int, int]:
+        start = 0 if block == 0 else self._first + (block - 1) * self._block
+        return start, min(self._first + block * self._block, len(self.store))
+
+    def state_dict(self) -> StreamState:
+        """Pass and rows taken of it."""
+        return {"kind": "stored", "fingerprint": self.fingerprint(), "epoch": self._epoch, "taken": self._taken}
+
+    def load_state_dict(self, state: StreamState) -> None:
+        """Continue from :meth:`state_dict` with the same bits."""
+        _check_state(state, "stored", self.fingerprint())
+        self._epoch, self._taken = int(state["epoch"]), int(state["taken"])
+        self._plan()
+
+
+class Features(Protocol):
+    """A synthetic generator of activations, such as ``IndependentFeatures`` or ``TreeFeatures`` of the world."""
+
+    @property
+    def directions(self) -> Tensor:
+        """``[feature, d]``."""
+        ...
+
+    def sample(self, count: int, generator: torch.Generator) -> Any:
+        """A batch with ``activations [count, d]`` and ``codes [count, feature]``."""
+        ...
+
+
+class SyntheticStream:
+    """Activations drawn from features with known directions. ``document_ids`` number the samples.
+
+    Args:
+        features: the generator.
+        seed: of the samples.
+        device: where batches go.
+    """
+
+    def __init__(self, features: Features, seed: int = 0, device: str | torch.device = "cpu") -> None:
+        self.features = features
+        self.width = int(features.directions.shape[1])
+        self.site: str | None = None
+        self.device = torch.device(device)
+        self._seed, self._drawn = seed, 0
+        self._generator = generator(seed, "synthetic")
+
+    @property
+    def statistics(self) -> dict[str, int | float]:
+        """``tokens``: samples drawn."""
+        return {"tokens": self._drawn, "epochs": 0}
+
+    def fingerprint(self) -> str:
+        """Digest of directions, settings of the features, and seed."""
+        directions = self.features.directions.detach().to("cpu", torch.float32).contiguous()
+        settings = sorted((k, str(v)) for k, v in _settings(self.features).items() if not isinstance(v, Tensor))
+        text = f"{type(self.features).__name__} {settings} {self._seed}"
+        return sha256_bytes(text.encode(), directions.numpy().tobytes())
+
+    def next_batch(self, count: int) -> ActivationBatch:
+        """``count`` new samples, float32."""
+        if count < 1:
+            raise InputError(f"A batch of {count} rows was asked for; it needs at least 1.")
+        activations: Tensor = self.features.sample(count, self._generator).activations
+        numbers = torch.arange(self._drawn, self._drawn + count)
+        self._drawn += count
+        nothing = torch.full((count,), -1)
+        return ActivationBatch(activations.to(torch.float32), nothing, numbers, torch.zeros_like(numbers)).to(
+            self.device
+        )
+
+    def state_dict(self) -> StreamState:
+        """State of the random generator and samples drawn."""
+        return {
+            "kind": "synthetic",
+            "fingerprint": self.fingerprint(),
+            "generator": self._generator.get_state(),
+            "drawn": self._drawn,
+        }
+
+    def load_state_dict(self, state: StreamState) -> None:
+        """Continue from :meth:`state_dict` with the same bits."""
+        _check_state(state, "synthetic", self.fingerprint())
+        self._generator.set_state(state["generator"])
+        self._drawn = int(state["drawn"])
+
+
+def _settings(value: object) -> dict[str, Any]:
+    names: tuple[str, ...] = tuple(getattr(value, "__dataclass_fields__", ()))
+    return {name: getattr(value, name) for name in names}
+
+
+def _check_state(state: StreamState, kind: str, fingerprint: str) -> None:
+    if state.get("kind") != kind:
+        raise InputError(
+            f"The saved state is of a {state.get('kind')} stream, this one is {kind}; resume with the same."
+        )
+    if state.get("fingerprint") != fingerprint:
+        raise InputError(
+            "The saved state belongs to a stream with another model, text or setting; resume with the same command, "
+            "or start anew in another directory."
+        )

@@ -1,0 +1,117 @@
+"""The ``saeworks`` command: parses, calls a job, prints; turns every failure into one sentence and an exit code.
+
+Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from cyclopts import App, CycloptsError, Parameter
+
+from saeworks.cli.cache import cache
+from saeworks.cli.doctor import doctor
+from saeworks.cli.eval import evaluate
+from saeworks.cli.output import print_json, quiet_stdout
+from saeworks.cli.run import run
+from saeworks.cli.train import train
+from saeworks.errors import InputError, RunError
+from saeworks.version import __version__
+
+app = App(
+    name="saeworks",
+    help="The workshop for sparse dictionaries of language models.",
+    version=__version__,
+    version_flags=["--version"],
+    help_format="plaintext",
+    default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
+)
+for command, name in ((run, "run"), (train, "train"), (evaluate, "eval"), (cache, "cache"), (doctor, "doctor")):
+    app.command(command, name=name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments and not {"--help", "-h", "--version"} & set(arguments)
+    try:
+        with quiet_stdout() if as_json else nullcontext():
+            code, message = _call(arguments)
+            if message and as_json:
+                print_json({"error": message})
+            elif message:
+                sys.stderr.write(f"saeworks: {message}\n")
+        sys.stdout.flush()
+    except OSError as e:
+        # Standard output is gone. A reader that went away (a closed pager, say) has seen enough; a full disk is a
+        # failure. Either way Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(e, BrokenPipeError):
+            return 0
+        sys.stderr.write(f"saeworks: {_one_line(_unexpected(e))}\n")
+        return 1
+    return code
+
+
+def _call(arguments: list[str]) -> tuple[int, str]:
+    """Exit code and message (empty on success) of one call."""
+    try:
+        result: object = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return (result if isinstance(result, int) else 0), ""
+    except BrokenPipeError:
+        raise
+    except SystemExit as e:
+        # Only the library that draws help and tables exits, when its pipe is closed.
+        raise BrokenPipeError from e
+    except KeyboardInterrupt:
+        return 130, _interrupted(arguments)
+    except CycloptsError as e:
+        e.verbose = False
+        unused = " ".join(e.unused_tokens or [])
+        message = f"'{unused}' was not expected here." if unused and "Unused" in str(e) else str(e)
+        return 2, _one_line(f"{message} See 'saeworks --help'.")
+    except InputError as e:
+        _debug()
+        return 2, _one_line(str(e))
+    except RunError as e:
+        _debug()
+        return 1, _one_line(str(e))
+    except Exception as e:
+        _debug()
+        return 1, _one_line(_unexpected(e))
+
+
+def _unexpected(error: Exception) -> str:
+    # safetensors reports I/O errors as its own exception, with the system's number in the text.
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or any(mark in str(error) for mark in ("os error 28", "os error 27", "os error 122")):
+        return f"The disk is full ({error}); free some space and run the same command with --resume."
+    hint = "" if os.environ.get("SAEWORKS_DEBUG") == "1" else " Set SAEWORKS_DEBUG=1 to see where it happened."
+    return f"Unexpected {type(error).__name__}: {error}.{hint}"
+
+
+def _interrupted(arguments: list[str]) -> str:
+    if arguments and arguments[0] in ("run", "train", "cache"):
+        rest = arguments if "--resume" in arguments else [*arguments, "--resume"]
+        return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(rest)}"
+    return "Interrupted; no partial result was written."
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _debug() -> None:
+    if os.environ.get("SAEWORKS_DEBUG") == "1":
+        traceback.print_exc(file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

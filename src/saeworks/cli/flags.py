@@ -1,0 +1,115 @@
+"""The flags that commands share: the keys of the configurations in ``jobs/config.py``; None means "not given"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+JsonFlag = Annotated[
+    bool,
+    Parameter(name="--json", help="Print one JSON object on standard output; progress goes to standard error."),
+]
+DryRunFlag = Annotated[bool, Parameter(help="Print tokens, memory, disk and time; start nothing.")]
+
+GRID = Group("Grid", sort_key=2)
+MORE = Group("More settings", sort_key=3)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class InputFlags:
+    """Language model, texts, site and place to write."""
+
+    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None
+    "YAML file with the same keys as the flags; flags win."
+    out: Path | None = None
+    "Directory to write."
+    model: str | None = None
+    "'world' (embedded), a model directory or a hub name."
+    data: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    "Texts: world, world:DOMAIN, txt/jsonl/csv/parquet files or directories, hub data sets."
+    text_column: str | None = None
+    "Column that holds the text."
+    label_column: str | None = None
+    "Column that holds the label, for sparse probing."
+    site: str | None = None
+    "Where to read, for example layers.2.resid_post; TransformerLens names work too."
+    seed: int | None = None
+    "Seed of everything random."
+    device: str | None = None
+    "auto, cpu, cuda, cuda:N or mps."
+    dtype: Annotated[str | None, Parameter(group=MORE)] = None
+    "Number type of the language model: float32, bfloat16 or float16."
+    context_length: Annotated[int | None, Parameter(group=MORE)] = None
+    "Tokens per context."
+    harvest_batch_size: Annotated[int | None, Parameter(group=MORE)] = None
+    "Contexts per forward pass of the language model."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(InputFlags):
+    """What is trained, and how."""
+
+    recipe: Annotated[str | None, Parameter(group=GRID)] = None
+    "Recipes, comma-separated: topk, batch_topk, matryoshka_batch_topk."
+    width: Annotated[str | None, Parameter(group=GRID)] = None
+    "Numbers of latents, comma-separated."
+    k: Annotated[str | None, Parameter(group=GRID)] = None
+    "Numbers of active latents per token, comma-separated."
+    tokens: int | None = None
+    "Tokens to train on."
+    resume: bool | None = None
+    "Continue the run in --out from its last checkpoint."
+    batch_size: Annotated[int | None, Parameter(group=MORE)] = None
+    "Tokens per training step."
+    learning_rate: Annotated[float | None, Parameter(group=MORE)] = None
+    "Adam's learning rate; chosen from width and length of the run when not given."
+    buffer_tokens: Annotated[int | None, Parameter(group=MORE)] = None
+    "Tokens held for shuffling; this bounds the memory of the stream."
+    normalization: Annotated[str | None, Parameter(group=MORE)] = None
+    "Scale of the activations: none, unit_msn or sqrt_d."
+    checkpoint_every: Annotated[int | None, Parameter(group=MORE)] = None
+    "Steps between checkpoints; once a minute when not given."
+    log_every: Annotated[int | None, Parameter(group=MORE)] = None
+    "Steps between lines of train_log.jsonl."
+    evals: Annotated[str | None, Parameter(group=MORE)] = None
+    "Evals after training, comma-separated: core, sparse_probing, latents."
+    eval_tokens: Annotated[int | None, Parameter(group=MORE)] = None
+    "Tokens to measure on."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags(InputFlags):
+    """What is measured."""
+
+    dictionary: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    "Dictionary folders, or a folder or workspace that holds several."
+    eval_tokens: Annotated[int | None, Parameter(group=MORE)] = None
+    "Tokens to measure on."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CacheFlags(InputFlags):
+    """What is stored."""
+
+    tokens: int | None = None
+    "Tokens to store."
+    store_dtype: str | None = None
+    "Number type on disk: bfloat16, float16 or float32."
+    resume: bool | None = None
+    "Continue an unfinished store in --out."
+
+
+def given(flags: InputFlags | None) -> Mapping[str, Any]:
+    """The flags that were given, without ``config``."""
+    if flags is None:
+        return {}
+    values = {field.name: getattr(flags, field.name) for field in fields(flags) if field.name != "config"}
+    return {key: value for key, value in values.items() if value is not None}

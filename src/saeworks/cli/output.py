@@ -1,0 +1,64 @@
+"""What commands print: tables for people, or exactly one JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_real_stdout: Any = None
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Write one JSON object to standard output, also while :class:`quiet_stdout` is in force."""
+    stream = _real_stdout or sys.stdout
+    stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    stream.flush()
+
+
+class quiet_stdout:
+    """While in force, whatever libraries print goes to standard error, so that ``--json`` stays pure."""
+
+    def __enter__(self) -> None:
+        global _real_stdout
+        _real_stdout, sys.stdout = sys.stdout, sys.stderr
+
+    def __exit__(self, *exception: object) -> None:
+        global _real_stdout
+        sys.stdout, _real_stdout = _real_stdout, None
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table whose columns are the keys of the first row; numbers stand to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="")
+    for key in rows[0]:
+        number = all(isinstance(row.get(key), (int, float)) or row.get(key) is None for row in rows)
+        table.add_column(key.replace("_", " "), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        # As Text: a string would be read as markup, and whatever stands in square brackets would vanish.
+        table.add_row(*(Text(_cell(row.get(key))) for key in rows[0]))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def print_line(text: str) -> None:
+    """Print one line to standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

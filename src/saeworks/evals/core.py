@@ -1,0 +1,405 @@
+"""The core eval: does the language model behave the same through the dictionary, how well and how sparsely are its
+activations rebuilt, and how often do the latents fire?
+
+One pass over the token batches serves all dictionaries: activations are harvested once, the logits of the clean
+model and of the zero and mean ablations are computed once per site, and only the spliced logits once per dictionary.
+Metric names and categories are SAEBench's; docs/metrics.md says where a definition differs from the published one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from saeworks.evals import metrics
+from saeworks.evals.batches import (
+    DictionaryLike,
+    DocumentBatch,
+    chunks,
+    config_of,
+    document_batches,
+    fingerprint_of,
+    harvest,
+    kept_activations,
+    metadata_of,
+    sites_of,
+    to_dictionary,
+)
+from saeworks.evals.bootstrap import document_weights, intervals
+from saeworks.progress import progress
+from saeworks.results.envelope import Metrics, Result, provenance
+
+if TYPE_CHECKING:
+    from saeworks.activations.texts import TextSource
+    from saeworks.models.language_model import LanguageModel
+
+EVAL_TYPE = "core"
+DEFINITION = "saeworks/core/1"
+
+
+class Config(BaseModel):
+    """``tokens`` kept tokens are measured (the last batch is finished); documents are cut at ``context_length``.
+
+    ``exclude_special_tokens`` leaves BOS, EOS and padding out of every average and keeps their activations when a
+    reconstruction is spliced in. ``mean_batches`` batches, spread over the sample, give the mean of mean-ablation.
+    ``resamples`` bootstrap samples of documents give the intervals.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(default=16_384, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    context_length: int = Field(default=128, gt=1)
+    seed: int = 0
+    exclude_special_tokens: bool = True
+    site: str | None = None
+    mean_batches: int = Field(default=4, gt=0)
+    resamples: int = Field(default=1000, gt=0)
+
+
+def run(
+    dictionaries: Mapping[str, DictionaryLike], model: LanguageModel, source: TextSource, config: Config
+) -> dict[str, Result]:
+    """Measure every dictionary on the same tokens; returns name → result.
+
+    Raises:
+        InputError: a site whose width differs from the dictionary's, activations that are not finite (names document
+            and token), or data without a token to measure.
+    """
+    sites = sites_of(dictionaries, model, config.site)
+    batches = list(document_batches(model, source.documents(), config.context_length, config.batch_size, config.tokens))
+    documents = sum(len(batch.documents) for batch in batches)
+    unique_sites = sorted(set(sites.values()))
+    behaviour = _Behaviour(model, unique_sites, documents, config)
+    if behaviour.reason is None:
+        behaviour.means = _site_means(model, batches, unique_sites, config)
+    states = {name: _State(d, documents) for name, d in dictionaries.items()}
+    first = 0
+    bar = progress(len(batches), "core", unit="batch")
+    with torch.no_grad():
+        for batch in batches:
+            activations = harvest(model, batch, unique_sites)
+            behaviour.begin(batch, first)
+            for name, state in states.items():
+                x_hat = state.update(activations[sites[name]], batch, first, config)
+                behaviour.splice(name, sites[name], x_hat)
+            first += len(batch.documents)
+            bar.update()
+    bar.close()
+    weights = document_weights(documents, config.resamples, config.seed)
+    hashes = {"model": model.fingerprint(), "data": source.fingerprint()}
+    return {
+        name: _result(name, state, behaviour, sites[name], config, weights, hashes) for name, state in states.items()
+    }
+
+
+class _State:
+    """Sums of one dictionary."""
+
+    def __init__(self, dictionary: DictionaryLike, documents: int) -> None:
+        self.dictionary = dictionary
+        self.width = int(dictionary.W_dec.shape[0])
+        self.totals = metrics.ReconstructionAccumulator()
+        self.boundaries = prefix_boundaries(metadata_of(dictionary).get("group_sizes"), self.width)
+        self.prefixes = {m: metrics.ReconstructionAccumulator() for m in self.boundaries[:-1]}
+        names = ("n", "rss", "tss", "l0", "l1", "cossim", "l2_ratio")
+        self.sums = {name: torch.zeros(documents, dtype=torch.float64) for name in names}
+        self.rows_fired = torch.zeros(self.width, dtype=torch.float64)
+        self.reference: Tensor | None = None
+
+    def update(self, activations: Tensor, batch: DocumentBatch, first: int, config: Config) -> Tensor:
+        """Add one batch; returns the reconstruction [row, position, d], 0 at tokens that are not measured."""
+        kept = kept_activations(activations, batch, config.exclude_special_tokens)
+        x_hat = torch.zeros_like(activations)
+        for part in chunks(kept.rows, self.width):
+            rows, x = kept.rows[part], kept.x[part]
+            f = self.dictionary.encode(to_dictionary(x, self.dictionary))
+            out = self.dictionary.decode(f).float().to(x.device)
+            x_hat[rows, kept.positions[part]] = out
+            self.totals.update(x, out, f)
+            self._add_documents(x, out, f, rows.cpu() + first)
+            fired = torch.zeros(len(batch.documents), self.width, device=f.device)
+            fired.index_add_(0, rows.to(f.device), (f > 0).float())
+            self.rows_fired += (fired > 0).sum(0).cpu()
+            # From the longest prefix to the shortest, zeroing in place: the nested codes need no copy.
+            for m in reversed(self.boundaries[:-1]):
+                f[:, m:] = 0
+                self.prefixes[m].update(x, self.dictionary.decode(f).float().to(x.device))
+        return x_hat
+
+    def _add_documents(self, x: Tensor, x_hat: Tensor, f: Tensor, document: Tensor) -> None:
+        x, x_hat = metrics.double(x), metrics.double(x_hat)
+        if self.reference is None:
+            self.reference = x.mean(0)
+        norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)
+        per_token = {
+            "n": torch.ones(len(x)),
+            "rss": (x - x_hat).square().sum(-1),
+            "tss": (x - self.reference).square().sum(-1),
+            "l0": (f != 0).sum(-1),
+            "l1": f.abs().sum(-1),
+            "cossim": (x * x_hat).sum(-1) / (norm_in * norm_out).clamp_min(1e-30),
+            "l2_ratio": norm_out / torch.where(norm_in < 1e-4, 1.0, norm_in),
+        }
+        for name, values in per_token.items():
+            self.sums[name].index_add_(0, document, values.cpu().double())
+
+
+class _Behaviour:
+    """Next-token loss and KL divergence of the clean, ablated and spliced model, summed per document.
+
+    ``reason`` says why behaviour cannot be measured (None when it can); nothing is computed then.
+    """
+
+    def __init__(self, model: LanguageModel, sites: list[str], documents: int, config: Config) -> None:
+        self.model, self.sites, self.documents, self.config = model, sites, documents, config
+        self.reason = _why_no_behaviour(model)
+        self.means: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    def begin(self, batch: DocumentBatch, first: int) -> None:
+        """Logits of the clean model and of both ablations at every site."""
+        if self.reason is not None:
+            return
+        from saeworks.models.interventions import Splice, ZeroAblate
+
+        ids, attention = batch.tokens.token_ids, batch.tokens.attention_mask
+        rows, positions = batch.kept(self.config.exclude_special_tokens).nonzero().unbind(1)
+        next_position = (positions + 1).clamp_max(ids.shape[1] - 1)
+        # Dropped by the current token, as SAEBench does; the last token of a row has nothing to predict.
+        self._predicts = (positions + 1 < ids.shape[1]) & attention[rows, next_position]
+        self._next = ids[rows, next_position]
+        self._batch, self._rows, self._positions, self._document = batch, rows, positions, rows.cpu() + first
+        self._clean = self._log_probabilities(())
+        self._p = self._clean.exp()
+        self._add("ce_clean", self._cross_entropy(self._clean))
+        self._add("ce_tokens", self._predicts.double())
+        self._add("kl_tokens", torch.ones(len(rows), dtype=torch.float64))
+        for site in self.sites:
+            mean = self.means[site]
+            self._measure(f"zero@{site}", (ZeroAblate(site, where="all"),))
+            self._measure(f"mean@{site}", (Splice(site, _constant(mean), where="all"),))
+
+    def splice(self, name: str, site: str, x_hat: Tensor) -> None:
+        """Logits with the reconstruction [row, position, d] in place of the activations."""
+        if self.reason is not None:
+            return
+        from saeworks.models.interventions import Splice
+
+        where = "keep" if self.config.exclude_special_tokens else "all"
+        self._measure(f"sae@{name}", (Splice(site, _constant(x_hat), where=where),))
+
+    def _measure(self, name: str, interventions: tuple[Any, ...]) -> None:
+        changed = self._log_probabilities(interventions)
+        self._add(f"ce_{name}", self._cross_entropy(changed))
+        self._add(f"kl_{name}", (self._p * (self._clean - changed)).sum(-1))
+
+    def _log_probabilities(self, interventions: tuple[Any, ...]) -> Tensor:
+        # log_softmax in float32: softmax followed by log turns a probability of 0 into NaN in half precision.
+        logits = self.model.logits(self._batch.tokens, interventions)
+        device = logits.device
+        return logits[self._rows.to(device), self._positions.to(device)].float().log_softmax(-1)
+
+    def _cross_entropy(self, log_probabilities: Tensor) -> Tensor:
+        picked = log_probabilities.gather(1, self._next.to(log_probabilities.device)[:, None]).squeeze(1)
+        return torch.where(self._predicts.to(picked.device), -picked, 0.0)
+
+    def _add(self, name: str, per_token: Tensor) -> None:
+        total = self.sums.setdefault(name, torch.zeros(self.documents, dtype=torch.float64))
+        total.index_add_(0, self._document, per_token.cpu().double())
+
+
+def prefix_boundaries(group_sizes: Any, width: int) -> list[int]:
+    """Cumulative ends of the nested groups; ``[width]`` when there are none or they do not add up to the width."""
+    sizes = [int(size) for size in group_sizes or ()]
+    if not sizes or sum(sizes) != width:
+        return [width]
+    return torch.tensor(sizes).cumsum(0).tolist()
+
+
+def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: value.to(device=x.device, dtype=x.dtype).expand_as(x)
+
+
+def _why_no_behaviour(model: LanguageModel) -> str | None:
+    head = getattr(model.module, "get_output_embeddings", None)
+    if head is not None and head() is None:
+        return f"Model '{model.name}' has no language-model head, so loss and KL divergence do not exist for it."
+    if not model.is_causal:
+        return f"Model '{model.name}' is not causal: it predicts no next token, so these scores are undefined."
+    return None
+
+
+def _site_means(
+    model: LanguageModel, batches: list[DocumentBatch], sites: list[str], config: Config
+) -> dict[str, Tensor]:
+    count = min(config.mean_batches, len(batches))
+    chosen = [batches[i * len(batches) // count] for i in range(count)]
+    totals: dict[str, Tensor] = {}
+    tokens = 0
+    with torch.no_grad():
+        for batch in chosen:
+            for site, activations in harvest(model, batch, sites).items():
+                kept = kept_activations(activations, batch, config.exclude_special_tokens).x
+                totals[site] = totals.get(site, 0) + kept.sum(0)
+            tokens += int(batch.kept(config.exclude_special_tokens).sum())
+    return {site: total / tokens for site, total in totals.items()}
+
+
+def _result(
+    name: str,
+    state: _State,
+    behaviour: _Behaviour,
+    site: str,
+    config: Config,
+    weights: Tensor,
+    hashes: dict[str, str],
+) -> Result:
+    density = state.totals.densities().cpu()
+    table = _metric_table(name, state, behaviour, site, density)
+    sums = {f"doc_{key}": value for key, value in state.sums.items()} | behaviour.sums
+    edges, counts, dead = metrics.density_histogram(density)
+    details: list[dict[str, Any]] = [{"site": site, "arrays": "one entry per latent in details_file"}]
+    if behaviour.reason is not None:
+        details.append(
+            {
+                "not_measured": ["model_behavior_preservation", "model_performance_preservation"],
+                "reason": behaviour.reason,
+            }
+        )
+    cfg = config_of(state.dictionary)
+    result = Result(
+        eval_type_id=EVAL_TYPE,
+        eval_config=config.model_dump(mode="json"),
+        eval_result_metrics=table,
+        eval_result_details=details,
+        eval_result_unstructured={"density_histogram": {"log10_edges": edges, "counts": counts, "dead": dead}},
+        sae_lens_id=name,
+        sae_lens_release_id=str(metadata_of(state.dictionary).get("release") or "saeworks"),
+        sae_cfg_dict=cfg,
+        seed=config.seed,
+        n=state.totals.sums.tokens,
+        ci95=intervals(sums, _statistics(name, site, behaviour.reason is None), weights),
+        provenance=provenance(dictionary=fingerprint_of(state.dictionary), **hashes),
+        definition_id=DEFINITION,
+    )
+    return result.attach({key: value.float().cpu().numpy() for key, value in _per_latent(state, density).items()})
+
+
+def _metric_table(name: str, state: _State, behaviour: _Behaviour, site: str, density: Tensor) -> Metrics:
+    values = state.totals.result()
+    tokens = state.totals.sums.tokens
+    cosines = {
+        "average_max_encoder_cosine_sim": float(metrics.max_cosine(state.dictionary.W_enc.T).mean()),
+        "average_max_decoder_cosine_sim": float(metrics.max_cosine(state.dictionary.W_dec).mean()),
+    }
+    table: Metrics = {
+        "model_behavior_preservation": _kl_metrics(name, site, behaviour),
+        "model_performance_preservation": _ce_metrics(name, site, behaviour),
+        "reconstruction_quality": {
+            key: values[key]
+            for key in (
+                "explained_variance",
+                "explained_variance_legacy",
+                "mse",
+                "cossim",
+                "mse_per_dimension",
+                "normalised_mse",
+            )
+        },
+        "shrinkage": {
+            key: values[key] for key in ("l2_norm_in", "l2_norm_out", "l2_ratio", "relative_reconstruction_bias")
+        },
+        "sparsity": {"l0": values["l0"], "l1": values["l1"]},
+        "token_stats": {
+            "total_tokens_eval_reconstruction": tokens if behaviour.reason is None else 0,
+            "total_tokens_eval_sparsity_variance": tokens,
+        },
+        "misc_metrics": {**metrics.density_shares(density), **cosines},
+    }
+    if state.prefixes:
+        full: dict[str, float | int | None] = {
+            f"explained_variance_prefix_{state.width}": state.totals.explained_variance()
+        }
+        nested = {f"explained_variance_prefix_{m}": a.explained_variance() for m, a in state.prefixes.items()}
+        table["prefix"] = nested | full
+    return table
+
+
+def _kl_metrics(name: str, site: str, behaviour: _Behaviour) -> dict[str, float | int | None]:
+    names = ("kl_div_score", "kl_div_with_ablation", "kl_div_with_sae", "kl_div_with_mean_ablation")
+    if behaviour.reason is not None:
+        return dict.fromkeys(names)
+    mean = _per_token(behaviour.sums, "kl", "kl_tokens")
+    sae, zero = mean(f"sae@{name}"), mean(f"zero@{site}")
+    return dict(zip(names, (metrics.score(0.0, sae, zero), zero, sae, mean(f"mean@{site}")), strict=True))
+
+
+def _ce_metrics(name: str, site: str, behaviour: _Behaviour) -> dict[str, float | int | None]:
+    names = (
+        "ce_loss_score",
+        "ce_loss_with_ablation",
+        "ce_loss_with_sae",
+        "ce_loss_without_sae",
+        "ce_loss_with_mean_ablation",
+        "ce_loss_score_mean_ablation",
+    )
+    if behaviour.reason is not None:
+        return dict.fromkeys(names)
+    mean = _per_token(behaviour.sums, "ce", "ce_tokens")
+    clean, sae, zero, mean_ablated = mean("clean"), mean(f"sae@{name}"), mean(f"zero@{site}"), mean(f"mean@{site}")
+    scores = metrics.score(clean, sae, zero), metrics.score(clean, sae, mean_ablated)
+    return dict(zip(names, (scores[0], zero, sae, clean, mean_ablated, scores[1]), strict=True))
+
+
+def _per_token(sums: Mapping[str, Tensor], kind: str, count: str) -> Callable[[str], float]:
+    return lambda name: metrics.ratio(float(sums[f"{kind}_{name}"].sum()), float(sums[count].sum()))
+
+
+def _statistics(name: str, site: str, with_behaviour: bool) -> dict[str, Callable[[Mapping[str, Tensor]], Tensor]]:
+    def mean(key: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        return lambda s: s[f"doc_{key}"] / s["doc_n"]
+
+    # The variance is taken about one fixed mean in every resample: the shift of the mean itself is of second order.
+    out: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+        "reconstruction_quality.explained_variance": lambda s: 1 - s["doc_rss"] / s["doc_tss"],
+        "reconstruction_quality.mse": mean("rss"),
+        "reconstruction_quality.cossim": mean("cossim"),
+        "shrinkage.l2_ratio": mean("l2_ratio"),
+        "sparsity.l0": mean("l0"),
+        "sparsity.l1": mean("l1"),
+    }
+    if with_behaviour:
+        sae, zero = f"sae@{name}", f"zero@{site}"
+        performance, behavior = "model_performance_preservation", "model_behavior_preservation"
+        out |= {
+            f"{performance}.ce_loss_score": lambda s: (
+                (s[f"ce_{zero}"] - s[f"ce_{sae}"]) / (s[f"ce_{zero}"] - s["ce_clean"])
+            ),
+            f"{performance}.ce_loss_with_sae": lambda s: s[f"ce_{sae}"] / s["ce_tokens"],
+            f"{performance}.ce_loss_without_sae": lambda s: s["ce_clean"] / s["ce_tokens"],
+            f"{behavior}.kl_div_score": lambda s: 1 - s[f"kl_{sae}"] / s[f"kl_{zero}"],
+            f"{behavior}.kl_div_with_sae": lambda s: s[f"kl_{sae}"] / s["kl_tokens"],
+        }
+    return out
+
+
+def _per_latent(state: _State, density: Tensor) -> dict[str, Tensor]:
+    """SAEBench's per-latent details, as arrays [latent]."""
+    dictionary = state.dictionary
+    encoder, decoder = dictionary.W_enc.T.float(), dictionary.W_dec.float()
+    firing = density * state.totals.sums.tokens
+    return {
+        "feature_density": density,
+        "consistent_activation_heuristic": firing / state.rows_fired,
+        "encoder_bias": dictionary.b_enc,
+        "encoder_norm": encoder.norm(dim=-1),
+        "decoder_norm": decoder.norm(dim=-1),
+        "encoder_decoder_cosine_sim": torch.nn.functional.cosine_similarity(encoder, decoder, dim=-1),
+        "max_decoder_cosine_sim": metrics.max_cosine(decoder),
+        "max_encoder_cosine_sim": metrics.max_cosine(encoder),
+    }

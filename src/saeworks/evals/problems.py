@@ -1,0 +1,137 @@
+"""Balanced two-class problems from labels: which texts each probe sees, fixed before any number is computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from saeworks.errors import InputError
+from saeworks.runtime import generator
+
+Label = str | int | float | bool | None
+#: A numeric label with more values than this is a quantity, not a class.
+MAX_NUMERIC_VALUES = 20
+INNER_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Class ``name`` against the rest, for one seed. Rows index the training and the test texts.
+
+    Attributes:
+        train_rows, test_rows: [row] int64; train_labels, test_labels: [row] 1 or 0, as many of each.
+        inner: [row] bool, the part of the training rows on which the regularisation candidates are fitted; the
+            others judge them.
+    """
+
+    name: str
+    seed: int
+    train_rows: Tensor
+    train_labels: Tensor
+    test_rows: Tensor
+    test_labels: Tensor
+    inner: Tensor
+
+    def shuffled(self) -> Problem:
+        """The same problem with training labels permuted: whatever scores above chance on it is an artefact."""
+        order = torch.randperm(len(self.train_labels), generator=generator(self.seed, self.name, "shuffle"))
+        return replace(self, train_labels=self.train_labels[order])
+
+
+def draw_problems(
+    train: Sequence[Label], test: Sequence[Label], seeds: Sequence[int], max_classes: int, min_texts: int
+) -> tuple[list[Problem], dict[str, str]]:
+    """One problem per class and seed, ordered by seed, and the reasons for what was left out.
+
+    Args:
+        train, test: the label of each text (None: not labelled, left out).
+        max_classes: classes probed; the most frequent in training come first, ties by name.
+        min_texts: positives a class must have in training (half of it in test).
+    """
+    present = [v for v in train if v is not None]
+    counts = Counter(str(v) for v in present)
+    numeric = bool(present) and not any(isinstance(v, (str, bool)) for v in present)
+    if numeric and len(counts) > MAX_NUMERIC_VALUES:
+        return [], {"": f"{len(counts)} different numbers are a quantity, not classes"}
+    if len(counts) < 2:
+        return [], {"": "fewer than two classes"}
+    ordered = sorted(counts, key=lambda c: (-counts[c], c))
+    # Two classes make one problem: the other would be its mirror image. Class 1 is the last by name (1, True, yes).
+    probed = [max(counts, key=lambda c: (_number(c), c))] if len(counts) == 2 else ordered[:max_classes]
+    in_test = Counter(str(v) for v in test if v is not None)
+    reasons: dict[str, str] = {}
+    usable: list[str] = []
+    for name in probed:
+        rest_train, rest_test = len(present) - counts[name], sum(in_test.values()) - in_test[name]
+        if min(counts[name], rest_train) < min_texts or min(in_test[name], rest_test) < max(1, min_texts // 2):
+            reasons[f"={name}"] = f"too few texts ({counts[name]} in training, {in_test[name]} in test)"
+        else:
+            usable.append(name)
+    return [_draw(name, seed, train, test) for seed in seeds for name in usable], reasons
+
+
+def _number(name: str) -> float:
+    try:
+        return float(name)
+    except ValueError:
+        return 0.0
+
+
+def _draw(name: str, seed: int, train: Sequence[Label], test: Sequence[Label]) -> Problem:
+    train_rows, train_labels = _balanced(name, train, seed, "train")
+    test_rows, test_labels = _balanced(name, test, seed, "test")
+    inner = torch.zeros(len(train_rows), dtype=torch.bool)
+    for value in (0, 1):
+        rows = (train_labels == value).nonzero().squeeze(1)
+        order = torch.randperm(len(rows), generator=generator(seed, name, "inner", value))
+        inner[rows[order[: max(1, round(INNER_SHARE * len(rows)))]]] = True
+    return Problem(name, seed, train_rows, train_labels, test_rows, test_labels, inner)
+
+
+def _balanced(name: str, labels: Sequence[Label], seed: int, part: str) -> tuple[Tensor, Tensor]:
+    """All texts of the class and as many of the others, spread evenly over the other classes."""
+    by_class: dict[str, list[int]] = {}
+    for row, value in enumerate(labels):
+        if value is not None:
+            by_class.setdefault(str(value), []).append(row)
+    random = generator(seed, name, part)
+    positives = _shuffled(by_class.pop(name), random)
+    queues = [_shuffled(by_class[other], random) for other in sorted(by_class)]
+    negatives: list[int] = []
+    wanted = min(len(positives), sum(map(len, queues)))
+    for depth in range(max(map(len, queues), default=0)):
+        layer = [queue[depth] for queue in queues if depth < len(queue)]
+        # The last layer is cut at random, not by class name.
+        negatives += _shuffled(layer, random)[: wanted - len(negatives)]
+        if len(negatives) >= wanted:
+            break
+    positives = positives[:wanted]
+    rows = torch.tensor(positives + negatives, dtype=torch.int64)
+    return rows, torch.cat([torch.ones(wanted), torch.zeros(wanted)])
+
+
+def _shuffled(rows: list[int], random: torch.Generator) -> list[int]:
+    return [rows[i] for i in torch.randperm(len(rows), generator=random).tolist()]
+
+
+def group_split(texts: Sequence[str], test_share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split row numbers so that equal texts fall into the same part; returns (train, test), each in order.
+
+    Raises ``InputError`` when there are fewer than two different texts.
+    """
+    groups = list(dict.fromkeys(texts))
+    if len(groups) < 2:
+        raise InputError(
+            f"A split into training and test needs at least two different texts, but the data hold {len(groups)}; "
+            "give more labelled texts."
+        )
+    order = torch.randperm(len(groups), generator=generator(seed, "split")).tolist()
+    held_out = min(len(groups) - 1, max(1, round(test_share * len(groups))))
+    test_groups = {groups[i] for i in order[:held_out]}
+    train = [i for i, text in enumerate(texts) if text not in test_groups]
+    test = [i for i, text in enumerate(texts) if text in test_groups]
+    return train, test

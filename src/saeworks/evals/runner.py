@@ -1,0 +1,118 @@
+"""Run several evals on several dictionaries; what was measured before, on the same bytes, is not measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel
+
+from saeworks.errors import InputError, did_you_mean
+from saeworks.evals.batches import DictionaryLike, fingerprint_documents, fingerprint_of
+from saeworks.results.envelope import Result, read_result, result_path
+
+if TYPE_CHECKING:
+    from saeworks.activations.texts import TextSource
+    from saeworks.evals.sparse_probing import LabelledSet
+    from saeworks.models.language_model import LanguageModel
+
+#: Name → module with ``Config``, ``DEFINITION`` and ``run``. Names are also the result files' ``eval_type_id``.
+REGISTRY = {
+    "core": "saeworks.evals.core",
+    "sparse_probing": "saeworks.evals.sparse_probing",
+    "latents": "saeworks.evals.latents",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the evals read: ``text`` for core and latents, ``labelled`` (name → set) for sparse probing."""
+
+    text: TextSource | None = None
+    labelled: Mapping[str, LabelledSet] | None = None
+    spans: TextSource | None = None
+
+    def of(self, name: str) -> Any:
+        """The data of one eval; ``InputError`` when it was not given."""
+        found = {"core": self.text, "latents": self.spans or self.text, "sparse_probing": self.labelled}[name]
+        if not found:
+            what = "labelled texts" if name == "sparse_probing" else "texts"
+            raise InputError(f"The eval '{name}' needs {what}, but none were given; add them or leave the eval out.")
+        return found
+
+
+def run_evals(
+    names: Sequence[str],
+    dictionaries: Mapping[str, DictionaryLike],
+    model: LanguageModel,
+    data: Data,
+    out: Path,
+    configs: Mapping[str, BaseModel] | None = None,
+    force: bool = False,
+) -> dict[str, dict[str, Result]]:
+    """Run the named evals, write ``out/EVAL/*.json`` after each, and return eval → dictionary → result.
+
+    A dictionary whose result exists with the same config, definition and content hashes of dictionary, model and data
+    is not measured again unless ``force``; all others of an eval share one harvest.
+    """
+    configs = configs or {}
+    modules = {name: eval_module(name) for name in names}
+    done: dict[str, dict[str, Result]] = {}
+    for name, module in modules.items():
+        config = configs.get(name) or module.Config()
+        source = data.of(name)
+        hashes = {"model": model.fingerprint(), **_data_hashes(name, source, config)}
+        kept = {} if force else _finished(name, dictionaries, out, config, module.DEFINITION, hashes)
+        left = {key: dictionary for key, dictionary in dictionaries.items() if key not in kept}
+        run = cast("Callable[..., dict[str, Result]]", module.run)
+        fresh = run(left, model, source, config) if left else {}
+        for result in fresh.values():
+            result.write(out)
+        done[name] = {key: kept.get(key) or fresh[key] for key in dictionaries}
+    return done
+
+
+def eval_module(name: str) -> Any:
+    """The module of an eval; ``InputError`` with a suggestion for an unknown name."""
+    if name not in REGISTRY:
+        raise InputError(f"There is no eval '{name}'.{did_you_mean(name, REGISTRY)}")
+    return import_module(REGISTRY[name])
+
+
+def _data_hashes(name: str, source: Any, config: Any) -> dict[str, str]:
+    if name != "sparse_probing":
+        return {"data": source.fingerprint()}
+    from saeworks.evals.pooling import without_repeats
+
+    out: dict[str, str] = {}
+    for dataset, labelled in source.items():
+        train, test, _ = without_repeats(labelled.train[: config.train_texts], labelled.test[: config.test_texts])
+        out[f"data:{dataset}"] = fingerprint_documents(train + test)
+    return out
+
+
+def _finished(
+    name: str,
+    dictionaries: Mapping[str, DictionaryLike],
+    out: Path,
+    config: BaseModel,
+    definition: str,
+    hashes: Mapping[str, str],
+) -> dict[str, Result]:
+    found: dict[str, Result] = {}
+    for key, dictionary in dictionaries.items():
+        path = result_path(out, name, key)
+        if not path.is_file():
+            continue
+        try:
+            result = read_result(path)
+        except InputError:
+            continue  # a damaged or foreign file is measured anew and replaced
+        same = result.eval_config == config.model_dump(mode="json") and result.definition_id == definition
+        wanted = {**hashes, "dictionary": fingerprint_of(dictionary)}
+        if same and result.provenance.get("hashes") == wanted:
+            found[key] = result
+    return found

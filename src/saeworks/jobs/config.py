@@ -1,0 +1,228 @@
+"""The configurations of the jobs: defaults, below a saved run, below a YAML file, below flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from saeworks.errors import InputError, did_you_mean
+
+EVALS = ("core", "sparse_probing", "latents")
+
+
+def _split(value: object) -> object:
+    """``"a,b"`` and ``["a", "b"]`` and a single ``5`` all mean a list; anything else is left for pydantic to refuse."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, (list, tuple)):
+        return tuple(cast("list[object]", value))
+    return value
+
+
+def _as_list(value: object) -> object:
+    """Like :func:`_split`, but a string stays whole: file names may hold commas."""
+    return (value,) if isinstance(value, str) else _split(value)
+
+
+def _whole_number(value: object) -> object:
+    """Accept ``1e6`` and ``1_000_000``: YAML reads them as text. Booleans are no numbers here."""
+    if isinstance(value, bool):
+        raise ValueError("a whole number is expected")
+    if isinstance(value, str):
+        try:
+            number = float(value.replace("_", ""))
+        except ValueError:
+            return value
+        return int(number) if number.is_integer() else value
+    return value
+
+
+def _named(options: tuple[str, ...]) -> BeforeValidator:
+    def check(value: object) -> object:
+        if isinstance(value, str) and value not in options:
+            raise ValueError(f"it is unknown.{did_you_mean(value, options)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Count = Annotated[int, BeforeValidator(_whole_number), Field(gt=0)]
+Seed = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
+EvalName = Annotated[str, _named(EVALS)]
+Files = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_split), Field(min_length=1)]
+EvalNames = Annotated[tuple[EvalName, ...], BeforeValidator(_split), Field(min_length=1)]
+
+
+class Inputs(BaseModel):
+    """The keys that every job shares: which language model, which texts, where to read, where to write."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path
+    model: str = "world"
+    data: Files = ("world",)
+    text_column: str = "text"
+    label_column: str | None = None
+    site: str | None = None
+    seed: Seed = 0
+    device: str = "auto"
+    dtype: Annotated[str, _named(("float32", "bfloat16", "float16"))] = "float32"
+    context_length: Count = 128
+    harvest_batch_size: Count = 64
+
+
+class RunConfig(Inputs):
+    """Configuration of ``saeworks run`` and ``saeworks train``.
+
+    ``recipe`` × ``width`` × ``k`` is the grid of dictionaries; all of them see the same ``tokens`` activations.
+    ``site`` None means the middle layer's residual stream; ``learning_rate`` None means the
+    default for the width and length of the run, ``checkpoint_every`` None means once a minute.
+    """
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume"})
+
+    out: Path = Path("runs/first")
+    recipe: Names = ("topk", "batch_topk", "matryoshka_batch_topk")
+    width: Counts = (1024,)
+    k: Counts = (8, 24)
+    tokens: Count = 300_000
+    batch_size: Count = 1024
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    buffer_tokens: Count = 32_768
+    normalization: Literal["none", "unit_msn", "sqrt_d"] = "unit_msn"
+    checkpoint_every: Count | None = None
+    log_every: Count = 10
+    evals: EvalNames = EVALS
+    eval_tokens: Count = 16_384
+    resume: bool = False
+
+
+class EvaluateConfig(Inputs):
+    """Configuration of ``saeworks eval``. ``model`` and ``site`` None mean what the dictionaries were trained on."""
+
+    out: Path = Path("results")
+    names: EvalNames = EVALS
+    dictionary: Files
+    model: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    eval_tokens: Count = 16_384
+
+
+class CacheConfig(Inputs):
+    """Configuration of ``saeworks cache``: write ``tokens`` activations of one site to ``out`` as ``store_dtype``."""
+
+    out: Path = Path("activations")
+    tokens: Count = 1_000_000
+    store_dtype: Annotated[str, _named(("bfloat16", "float16", "float32"))] = "bfloat16"
+    resume: bool = False
+
+
+Config = TypeVar("Config", bound=Inputs)
+
+
+def resolve(
+    kind: type[Config],
+    overrides: Mapping[str, Any],
+    file: Path | None = None,
+    saved: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merge defaults < ``saved`` < ``file`` (YAML) < ``overrides`` (flags; None means not given) into a checked config.
+
+    Raises ``InputError`` with one sentence that names the key, what came and what was expected.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    from_file = read_yaml(file) if file else {}
+    for key in from_file:
+        if key not in kind.model_fields:
+            raise InputError(f"'{file}' has the unknown key '{key}'.{did_you_mean(str(key), kind.model_fields)}")
+    for key in given:
+        if key not in kind.model_fields:
+            raise InputError(f"There is no setting '{key}'.{did_you_mean(key, kind.model_fields)}")
+    try:
+        return kind.model_validate({**(saved or {}), **from_file, **given})
+    except ValidationError as e:
+        raise InputError(
+            _sentence(e, file if _first_key(e) in from_file and _first_key(e) not in given else None)
+        ) from e
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; an empty file is an empty mapping. ``InputError`` names file and line of what is wrong."""
+    import yaml
+
+    try:
+        value: object = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise InputError(f"The configuration file '{path}' does not exist; check the path given to --config.") from e
+    except (UnicodeDecodeError, yaml.YAMLError) as e:
+        problem = " ".join(str(e).split())
+        raise InputError(f"The configuration file '{path}' is not valid YAML: {problem}.") from e
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"The configuration file '{path}' must hold 'key: value' lines, but holds a {_kind(value)}.")
+    return cast("dict[str, Any]", value)
+
+
+def plain(config: BaseModel) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    return config.model_dump(mode="json")
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], may_change: frozenset[str]) -> list[str]:
+    """Keys whose values differ between two plain configurations, those in ``may_change`` left out."""
+    keys = sorted(set(before) | set(after))
+    return [key for key in keys if key not in may_change and before.get(key) != after.get(key)]
+
+
+def _first_key(error: ValidationError) -> str:
+    location = error.errors()[0]["loc"]
+    return str(location[0]) if location else ""
+
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "bool": "true or false",
+    "tuple": "a value or a list of values",
+    "path": "a path",
+}
+
+
+def _sentence(error: ValidationError, file: Path | None) -> str:
+    """The first complaint of pydantic as a sentence: which key, what came, what was expected."""
+    first = error.errors()[0]
+    key, kind, context = _first_key(error), first["type"], first.get("ctx") or {}
+    where = f" in '{file}'" if file else ""
+    if kind == "missing":
+        return f"The setting '{key}' is missing; give it as --{key.replace('_', '-')} or in --config."
+    came = f"The setting '{key}'{where} is {_shown(first['input'])}, but "
+    if kind == "value_error":
+        return came + str(context["error"])
+    if kind == "greater_than":
+        return f"{came}it must be greater than {context['gt']:g}."
+    if kind == "greater_than_equal":
+        return f"{came}it must be at least {context['ge']:g}."
+    if kind == "too_short":
+        return f"{came}at least one value is expected."
+    if kind == "literal_error":
+        return f"{came}one of {context['expected']} is expected."
+    for prefix, expected in _EXPECTED.items():
+        if kind.startswith(prefix):
+            return f"{came}{expected} is expected."
+    return f"{came}{first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _shown(value: object) -> str:
+    return f"'{value}'" if isinstance(value, str) else f"{value!r}"
+
+
+def _kind(value: object) -> str:
+    return {"list": "list", "str": "text", "int": "number", "float": "number"}.get(type(value).__name__, "value")

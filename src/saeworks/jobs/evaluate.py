@@ -1,0 +1,188 @@
+"""Measure dictionaries: the evals of a run, and ``saeworks eval`` for dictionaries from anywhere."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeworks.errors import InputError
+from saeworks.jobs.config import EvaluateConfig, Inputs, resolve
+from saeworks.jobs.inputs import open_model, open_source
+
+if TYPE_CHECKING:
+    from saeworks.activations.texts import TextSource
+    from saeworks.dictionaries.dictionary import Dictionary
+    from saeworks.models.language_model import LanguageModel
+    from saeworks.results.envelope import Result
+
+# Column of the summary table → (eval, category, metric).
+COLUMNS = {
+    "l0": ("core", "sparsity", "l0"),
+    "explained_variance": ("core", "reconstruction_quality", "explained_variance"),
+    "ce_loss_score": ("core", "model_performance_preservation", "ce_loss_score"),
+    "probe_k5": ("sparse_probing", "sae", "sae_top_5_test_accuracy"),
+    "probe_dense": ("sparse_probing", "llm", "llm_test_accuracy"),
+}
+
+
+def evaluate(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
+    """Measure dictionaries on disk and return ``{"out", "seconds", "files", "table", "skipped"}``.
+
+    ``overrides`` are keys of :class:`saeworks.jobs.config.EvaluateConfig`. Without ``model`` and ``site`` the ones
+    that the dictionaries were trained on are used. Raises ``InputError`` for bad input.
+    """
+    started = time.monotonic()
+    config = resolve(EvaluateConfig, overrides, file)
+    dictionaries = load_dictionaries(config.dictionary, config.device)
+    model = open_model(config, config.model or trained_model(dictionaries))
+    done, skipped = run_evals(config.names, dictionaries, model, config, config.out, config.eval_tokens, config.site)
+    return {
+        "out": str(config.out),
+        "seconds": round(time.monotonic() - started, 2),
+        "files": [str(result.path) for results in done.values() for result in results.values()],
+        "table": summary_rows(dictionaries, done),
+        "skipped": skipped,
+    }
+
+
+def run_evals(
+    names: Sequence[str],
+    dictionaries: Mapping[str, Dictionary],
+    model: LanguageModel,
+    config: Inputs,
+    out: Path,
+    tokens: int,
+    site: str | None = None,
+) -> tuple[dict[str, dict[str, Result]], dict[str, str]]:
+    """Run the named evals and write ``out/EVAL/*.json``; returns results by eval and dictionary, and what was skipped.
+
+    What was measured before on the same bytes is not measured again. An eval that the data do not allow (probing
+    without labels) is skipped with its reason when several were named, and an ``InputError`` when no other was.
+    """
+    from saeworks.evals import runner
+
+    skipped = {name: reason for name in names if (reason := _why_not(name, config))}
+    if len(skipped) == len(names):
+        raise InputError(next(iter(skipped.values())))
+    for name, reason in skipped.items():
+        sys.stderr.write(f"{name} is skipped: {reason}\n")
+    chosen = [name for name in names if name not in skipped]
+    configs = eval_configs(config, tokens, site)
+    text = held_out(config) if set(chosen) & {"core", "latents"} else None
+    labelled = labelled_sets(config, configs["sparse_probing"]) if "sparse_probing" in chosen else None
+    done = runner.run_evals(chosen, dictionaries, model, runner.Data(text, labelled), out, configs)
+    return done, skipped
+
+
+def eval_configs(config: Inputs, tokens: int, site: str | None) -> dict[str, Any]:
+    """Configurations of all evals that follow from a job's own. Probing counts texts: ``tokens`` has no say in it."""
+    from saeworks.evals import core, latents, sparse_probing
+
+    common: dict[str, Any] = {"context_length": config.context_length, "site": site}
+    return {
+        "core": core.Config(**common, seed=config.seed, tokens=tokens),
+        "latents": latents.Config(**common, seed=config.seed, tokens=2 * tokens),
+        "sparse_probing": sparse_probing.Config(**common, seeds=tuple(range(config.seed, config.seed + 3))),
+    }
+
+
+def load_dictionaries(paths: Sequence[str], device: str) -> dict[str, Dictionary]:
+    """Load dictionaries by name. A path may be a dictionary, a folder of dictionaries, or a workspace."""
+    from saeworks.dictionaries.formats import load
+    from saeworks.runtime import resolve_device
+
+    where = str(resolve_device(device))
+    found: dict[str, Dictionary] = {}
+    for path in (Path(p) for p in paths):
+        folders = [path] if (path / "cfg.json").exists() or not path.is_dir() else _inside(path)
+        if not folders:
+            raise InputError(f"'{path}' holds no dictionary; expected a folder with cfg.json and weights.safetensors.")
+        for folder in folders:
+            name = folder.resolve().name
+            if name in found:
+                # Two runs may name their dictionaries alike; the result files must still differ.
+                name = f"{folder.resolve().parent.parent.name}_{name}"
+            if name in found:
+                raise InputError(f"Two dictionaries are called '{name}'; rename one, or measure them one by one.")
+            found[name] = load(folder, where)
+    return found
+
+
+def trained_model(dictionaries: Mapping[str, Dictionary]) -> str:
+    """Name of the language model that all dictionaries were trained on; ``InputError`` unless it is exactly one."""
+    names = {str(d.cfg.metadata.get("model_name")) for d in dictionaries.values() if d.cfg.metadata.get("model_name")}
+    if len(names) != 1:
+        what = f"come from several models ({', '.join(sorted(names))})" if names else "do not say which model they read"
+        raise InputError(f"The dictionaries {what}; give one with --model.")
+    return names.pop()
+
+
+def summary_rows(
+    dictionaries: Mapping[str, Dictionary], done: Mapping[str, Mapping[str, Result]]
+) -> list[dict[str, Any]]:
+    """One row per dictionary with the main number of each eval that was run."""
+    rows: list[dict[str, Any]] = []
+    for name, dictionary in dictionaries.items():
+        row: dict[str, Any] = {"dictionary": name, "latents": dictionary.cfg.d_sae}
+        for column, (which, category, metric) in COLUMNS.items():
+            if which in done and name in done[which]:
+                row[column] = done[which][name].metric(category, metric)
+        rows.append(row)
+    return rows
+
+
+def held_out(config: Inputs) -> TextSource:
+    """Texts that were not trained on; a file too small to hold any out is measured on itself, with a warning."""
+    source = open_source(config, "validation")
+    try:
+        if next(source.documents(limit=1), None) is not None:
+            return source
+    except InputError:
+        # Nothing was held out. A file that is bad in another way will say so again when it is read as a whole.
+        pass
+    sys.stderr.write("The data are too few to hold any out; the evals measure on the texts of training.\n")
+    return open_source(config, "train")
+
+
+def labelled_sets(config: Inputs, settings: Any) -> dict[str, Any]:
+    """Data set name → labelled texts: the world's own labels per domain, or one set per file with ``label_column``."""
+    from saeworks.evals.sparse_probing import LabelledSet, split_documents, world_sets
+
+    if _is_world(config):
+        domains = [item.partition(":")[2] for item in config.data]
+        sets = world_sets(None if "" in domains else domains, settings)
+        if config.label_column is None:
+            return sets
+        label = (config.label_column,)
+        return {name: LabelledSet(s.train, s.test, label) for name, s in sets.items() if label[0] in (s.labels or ())}
+    out: dict[str, Any] = {}
+    for item in config.data:
+        one = config.model_copy(update={"data": (item,)})
+        # Files and hub data sets are read to their end, but no further than probing can use several times over.
+        limit = 10 * (settings.train_texts + settings.test_texts)
+        source = open_source(one, "all" if Path(item).expanduser().exists() else "train")
+        documents = list(source.documents(limit=limit))
+        # Files are often sorted by label; the eval takes the first texts of each part.
+        random.Random(config.seed).shuffle(documents)
+        name = Path(item).stem
+        out[name if name not in out else item] = split_documents(documents, seed=config.seed)
+    return out
+
+
+def _is_world(config: Inputs) -> bool:
+    return all(item == "world" or item.startswith("world:") for item in config.data)
+
+
+def _why_not(name: str, config: Inputs) -> str | None:
+    if name == "sparse_probing" and config.label_column is None and not _is_world(config):
+        return "sparse_probing needs labels: name the column that holds them with --label-column."
+    return None
+
+
+def _inside(path: Path) -> list[Path]:
+    below = path / "dictionaries" if (path / "dictionaries").is_dir() else path
+    return sorted(folder.parent for folder in below.glob("*/cfg.json"))

@@ -1,0 +1,115 @@
+"""Opening what a job reads: the language model, the site, the texts, the stream of activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeworks.errors import InputError
+from saeworks.jobs.config import Inputs
+from saeworks.version import __version__
+
+if TYPE_CHECKING:
+    from saeworks.activations.streams import Stream
+    from saeworks.activations.texts import TextSource
+    from saeworks.jobs.config import RunConfig
+    from saeworks.models.language_model import LanguageModel
+
+# The site of the embedded model that the default run reads: late enough for concepts, early enough to be used.
+WORLD_SITE = "layers.2.resid_post"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a run trains on. ``model`` is None when the activations come from a store; ``metadata`` describes them."""
+
+    stream: Stream
+    site: str
+    model: LanguageModel | None
+    metadata: dict[str, Any]
+
+
+def open_model(config: Inputs, name: str | None = None) -> LanguageModel:
+    """Load the language model ``name`` (default: the configuration's) on the configured device."""
+    from saeworks.models.language_model import load_language_model
+
+    return load_language_model(name or config.model, device=config.device, dtype=config.dtype)
+
+
+def choose_site(model: LanguageModel, name: str | None) -> str:
+    """Canonical name of the site ``name``; without one, the world's own or the middle layer's residual stream."""
+    if name is None:
+        name = WORLD_SITE if model.name == "world" else f"layers.{model.n_layers // 2}.resid_post"
+    return model.site(name).name
+
+
+def open_source(config: Inputs, split: str = "train") -> TextSource:
+    """The configured texts; see :func:`saeworks.activations.texts.open_texts` for what ``split`` means."""
+    from saeworks.activations.texts import open_texts
+
+    return open_texts(
+        config.data,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        split=split,
+        seed=config.seed,
+    )
+
+
+def is_store(config: Inputs) -> bool:
+    """Whether ``data`` names one activation store, as ``saeworks cache`` writes them."""
+    return len(config.data) == 1 and (Path(config.data[0]) / "manifest.json").is_file()
+
+
+def open_activations(config: RunConfig) -> Activations:
+    """The stream of shuffled activations that a run trains on: live from the model over texts, or from a store."""
+    return _stored(config) if is_store(config) else _live(config)
+
+
+def _live(config: RunConfig) -> Activations:
+    from saeworks.activations.streams import LiveStream
+
+    model = open_model(config)
+    site = choose_site(model, config.site)
+    stream = LiveStream(
+        model,
+        open_source(config),
+        site,
+        context_length=config.context_length,
+        buffer_tokens=config.buffer_tokens,
+        harvest_batch_size=config.harvest_batch_size,
+        seed=config.seed,
+    )
+    return Activations(stream, site, model, _metadata(config, site, config.model, model.fingerprint(), model.revision))
+
+
+def _stored(config: RunConfig) -> Activations:
+    from saeworks.activations.streams import StoredStream
+    from saeworks.runtime import resolve_device
+
+    stream = StoredStream(config.data[0], seed=config.seed, device=resolve_device(config.device))
+    manifest = stream.store.manifest
+    site = stream.store.site
+    if config.site is not None and config.site != site:
+        raise InputError(
+            f"--site '{config.site}' was asked for, but the store '{config.data[0]}' holds activations of '{site}'; "
+            "leave --site out, or cache the other site."
+        )
+    origin: dict[str, Any] = manifest.get("config", {})
+    model_name = str(origin.get("model", config.model))
+    return Activations(stream, site, None, _metadata(config, site, model_name, origin.get("model_fingerprint"), None))
+
+
+def _metadata(
+    config: RunConfig, site: str, model: str, fingerprint: str | None, revision: str | None
+) -> dict[str, Any]:
+    return {
+        "model_name": model,
+        "model_fingerprint": fingerprint,
+        "model_revision": revision,
+        "site": site,
+        "data": list(config.data),
+        "context_length": config.context_length,
+        "saeworks_version": __version__,
+    }

@@ -1,0 +1,235 @@
+"""What a run would take, before it starts: tokens, parameters, memory, disk, time; and refusals of what cannot work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeworks.errors import InputError
+from saeworks.jobs.config import RunConfig, plain
+from saeworks.jobs.doctor import free_disk, free_memory
+from saeworks.jobs.workspace import open_run
+
+if TYPE_CHECKING:
+    from saeworks.jobs.inputs import Activations
+    from saeworks.models.language_model import LanguageModel
+    from saeworks.training.member import MemberConfig
+
+# Bytes per weight in training: value, gradient and Adam's two averages, four bytes each.
+TRAINING_BYTES = 16
+# Bytes per weight in a checkpoint: value, the two averages, and the exported dictionary.
+CHECKPOINT_BYTES = 16
+# Checkpoints that can be on disk at once: two kept and one being written.
+CHECKPOINTS = 3
+# What Python, torch and transformers hold before any work, measured as the resident size of a process.
+LIBRARY_BYTES = 450_000_000
+# The calibration steps a dictionary of at most this width; wider ones are scaled up, their cost grows in proportion.
+CALIBRATION_WIDTH = 4096
+
+
+def plan(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
+    """Resolve the configuration, load the model, measure its speed for about a second, and add everything up.
+
+    Writes nothing. Raises ``InputError`` for a run that cannot work.
+    """
+    from saeworks.jobs.inputs import open_activations
+
+    config, _ = open_run(overrides, file)
+    members = grid(config)
+    check_settings(config)
+    activations = open_activations(config)
+    width = activations.stream.width
+    config = config.model_copy(update={"site": activations.site})
+    check_disk(config, members, width)
+    disk = disk_bytes(config, members, width)
+    memory = memory_bytes(config, members, width, activations.model)
+    return {
+        "config": plain(config),
+        "activations": {
+            "site": activations.site,
+            "width": width,
+            "tokens": config.tokens,
+            "steps": steps(config),
+        },
+        "dictionaries": [
+            {"name": m.name, "latents": m.width, "k": m.k, "parameters": parameters(m, width)} for m in members
+        ],
+        "memory_bytes": {**memory, "total": sum(memory.values()), "free": free_memory()},
+        "disk_bytes": {**disk, "total": sum(disk.values()), "free": free_disk(config.out)},
+        "seconds": seconds(config, members, activations),
+    }
+
+
+def plan_rows(made: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The tables of a plan: title → rows."""
+    work = made["activations"]
+    rows = [
+        {"what": "site", "value": f"{work['site']} (width {work['width']})"},
+        {"what": "tokens", "value": f"{work['tokens']:,} in {work['steps']:,} steps"},
+        {"what": "parameters", "value": f"{sum(d['parameters'] for d in made['dictionaries']):,}"},
+        *_size_rows("memory", made["memory_bytes"]),
+        *_size_rows("disk", made["disk_bytes"]),
+        *({"what": f"time: {part.replace('_', ' ')}", "value": duration(s)} for part, s in made["seconds"].items()),
+    ]
+    return {"Plan (nothing was started)": rows, "Dictionaries": list(made["dictionaries"])}
+
+
+def grid(config: RunConfig) -> list[MemberConfig]:
+    """Every recipe × width × k of the configuration, each once. Raises ``InputError`` for cells that cannot be."""
+    from saeworks.training.member import MemberConfig
+    from saeworks.training.recipes import recipe
+    from saeworks.training.schedules import default_learning_rate
+
+    members: dict[str, MemberConfig] = {}
+    for name in config.recipe:
+        chosen = recipe(name, normalization=config.normalization)
+        for width in config.width:
+            chosen.group_sizes(width)  # refuses widths that its nested groups do not fit into
+            for k in config.k:
+                if k > width:
+                    raise InputError(
+                        f"k is {k}, but a dictionary of width {width} has only {width} latents; lower --k."
+                    )
+                rate = config.learning_rate or default_learning_rate(width, max(steps(config), 1))
+                member = MemberConfig(chosen, width, k, config.seed, rate)
+                members[member.name] = member
+    return list(members.values())
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse settings that contradict each other, in a sentence."""
+    if config.tokens < config.batch_size:
+        raise InputError(f"tokens is {config.tokens}, less than one batch of {config.batch_size}; raise --tokens.")
+    if config.buffer_tokens < 2 * config.batch_size:
+        raise InputError(
+            f"buffer_tokens is {config.buffer_tokens}, but shuffling needs at least two batches "
+            f"({2 * config.batch_size} tokens); raise --buffer-tokens or lower --batch-size."
+        )
+
+
+def check_disk(config: RunConfig, members: Sequence[MemberConfig], width: int) -> None:
+    """Refuse a run that the disk cannot hold."""
+    needed, free = sum(disk_bytes(config, members, width).values()), free_disk(config.out)
+    if needed > free:
+        raise InputError(
+            f"The run needs {size(needed)} of disk at '{config.out}', but {size(free)} are free; "
+            "free some space, choose another --out, or lower --width or --buffer-tokens."
+        )
+
+
+def steps(config: RunConfig) -> int:
+    """Training steps of a run."""
+    return config.tokens // config.batch_size
+
+
+def parameters(member: MemberConfig, width: int) -> int:
+    """Trained numbers of one dictionary over activations of ``width``: two matrices and two biases."""
+    return 2 * member.width * width + member.width + width
+
+
+def memory_bytes(
+    config: RunConfig, members: Sequence[MemberConfig], width: int, model: LanguageModel | None
+) -> dict[str, int]:
+    """Bytes of memory by purpose. The forward pass is taken as twenty arrays of the residual stream's size."""
+    live: dict[str, int] = {}
+    if model is not None:
+        context = config.harvest_batch_size * config.context_length * model.d_model
+        live = {
+            "language_model": sum(p.numel() * p.element_size() for p in model.module.parameters()),
+            "forward_pass": 20 * 4 * context,
+            "buffer": config.buffer_tokens * (4 * width + 32),
+        }
+    return {
+        "libraries": LIBRARY_BYTES,
+        **live,
+        "dictionaries": TRAINING_BYTES * sum(parameters(m, width) for m in members),
+        "training_step": 4 * config.batch_size * (3 * max(m.width for m in members) + 6 * width),
+    }
+
+
+def disk_bytes(config: RunConfig, members: Sequence[MemberConfig], width: int) -> dict[str, int]:
+    """Bytes of disk by purpose, at the worst moment of the run."""
+    weights = sum(parameters(m, width) for m in members)
+    lines = steps(config) // config.log_every + 1
+    return {
+        "dictionaries": 4 * weights,
+        "checkpoints": CHECKPOINTS * (CHECKPOINT_BYTES * weights + config.buffer_tokens * (4 * width + 32)),
+        "log": 600 * len(members) * lines,
+        "results": sum(200 * m.width + 200_000 for m in members) * len(config.evals),
+    }
+
+
+def seconds(config: RunConfig, members: Sequence[MemberConfig], activations: Activations) -> dict[str, float]:
+    """Estimated seconds of harvesting, training and the measuring that follows, from about a second of real work."""
+    model, width = activations.model, activations.stream.width
+    training = sum(step_seconds(config, m, width) for m in members) * steps(config)
+    parts = {"training": training}
+    if model is not None:
+        per_token = harvest_seconds_per_token(config, model, activations.site)
+        # Scale, biases and thresholds are estimated on activations beyond those trained on.
+        harvested = config.tokens + max(config.tokens // 10, 4096) + max(config.tokens // 8, 8192)
+        # Per dictionary, the core eval runs the language model once more with the reconstruction spliced in.
+        measured = config.eval_tokens * (4 + 2 * len(members)) * len(config.evals)
+        parts = {"harvesting": per_token * harvested, **parts, "measuring": per_token * measured}
+    return {**{k: round(v, 2) for k, v in parts.items()}, "total": round(sum(parts.values()), 2)}
+
+
+def harvest_seconds_per_token(config: RunConfig, model: LanguageModel, site: str, budget: float = 0.5) -> float:
+    """Measured seconds per kept token of harvesting ``site`` from the configured texts."""
+    from saeworks.jobs.inputs import open_source
+
+    documents = islice(open_source(config).documents(), config.harvest_batch_size)
+    batch = model.tokenize([document.text for document in documents], config.context_length)
+    model.harvest(batch, [site])  # the first pass pays for allocations
+    rounds, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < budget:
+        model.harvest(batch, [site])
+        rounds += 1
+    return elapsed / rounds / max(int(batch.keep.sum()), 1)
+
+
+def step_seconds(config: RunConfig, member: MemberConfig, width: int, budget: float = 0.15) -> float:
+    """Measured seconds of one training step of ``member`` on random activations."""
+    from dataclasses import replace
+
+    import torch
+
+    from saeworks.runtime import resolve_device
+    from saeworks.training.member import Member
+    from saeworks.training.schedules import Schedule
+
+    probe = min(member.width, max(CALIBRATION_WIDTH, int(member.k)))
+    device = resolve_device(config.device)
+    trial = Member(replace(member, width=probe), width, dead_after=1 << 60, device=device)
+    x = torch.randn(config.batch_size, width, device=device) / width**0.5
+    schedule = Schedule.for_run(1000)
+    for _ in range(2):  # the first steps pay for allocations, and have no threshold to start the selection from
+        trial.step(x, schedule, 0)
+    rounds, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < budget:
+        float(trial.step(x, schedule, 0)["total"])  # reading a number waits for the device
+        rounds += 1
+    return elapsed / rounds * member.width / probe
+
+
+def duration(value: float) -> str:
+    """Seconds as a person says them."""
+    if value < 90:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    if value < 5400:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.1f} h"
+
+
+def size(value: int | None) -> str:
+    """Bytes as a person says them."""
+    if value is None:
+        return "unknown"
+    return f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
+
+
+def _size_rows(kind: str, parts: Mapping[str, int | None]) -> list[dict[str, str]]:
+    return [{"what": f"{kind}: {part.replace('_', ' ')}", "value": size(value)} for part, value in parts.items()]

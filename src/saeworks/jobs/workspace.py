@@ -1,0 +1,111 @@
+"""The workspace: the directory of one run, what lies where in it, and when it may be written."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saeworks.errors import InputError
+from saeworks.files import atomic_write_text, read_json, write_json
+from saeworks.jobs.config import RunConfig, changed_keys, plain, resolve
+from saeworks.version import __version__
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths below one ``--out`` directory."""
+
+    root: Path
+
+    @property
+    def run_file(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def dictionaries(self) -> Path:
+        return self.root / "dictionaries"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.run_file.is_file()
+
+    def read(self) -> dict[str, Any]:
+        """The content of ``run.json``; ``InputError`` when it is damaged or from a newer version."""
+        value: Any = read_json(self.run_file)
+        if not isinstance(value, dict) or "config" not in value:
+            raise InputError(f"'{self.run_file}' is not a run file of saeworks; choose another --out.")
+        if value.get("schema_version", 0) > SCHEMA_VERSION:
+            raise InputError(
+                f"'{self.run_file}' was written by a newer saeworks ({value.get('saeworks_version')}); update saeworks."
+            )
+        return value
+
+    def write(self, config: RunConfig, **facts: Any) -> None:
+        """Write ``run.json`` (configuration plus ``facts`` of the run) and ``run.yaml`` (usable with ``--config``)."""
+        import yaml
+
+        before = self.read() if self.exists() else {"started": time.time()}
+        settings = {key: value for key, value in plain(config).items() if key != "resume"}
+        head = {"schema_version": SCHEMA_VERSION, "saeworks_version": __version__, "config": settings}
+        write_json(self.run_file, {**before, **head, **facts})
+        atomic_write_text(self.root / "run.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    def discard(self) -> None:
+        """Remove what a run writes before its first training step, and the directory if nothing else is in it."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for name in ("run.json", "run.yaml", "train_log.jsonl"):
+            (self.root / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: it is not ours to remove
+            self.root.rmdir()
+
+
+def open_run(overrides: Mapping[str, Any], file: Path | None) -> tuple[RunConfig, Workspace]:
+    """Resolve the configuration of a run and check that its workspace may be written. Nothing is written here.
+
+    Without ``resume`` the directory must be absent or empty. With it, a saved run's configuration is the base, and
+    every key that is given must agree with it; a directory without a run is started afresh, so that the same command
+    can be repeated after any interruption.
+    """
+    config = resolve(RunConfig, overrides, file)
+    workspace = Workspace(config.out)
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out '{config.out}' is a file; give a directory.")
+    if not workspace.exists():
+        if config.out.is_dir() and any(config.out.iterdir()):
+            raise InputError(f"--out '{config.out}' is not empty and holds no run; choose an empty or new directory.")
+        return config, workspace
+    if not config.resume:
+        raise InputError(
+            f"--out '{config.out}' already holds a run, which was left as it is; "
+            "add --resume to continue it, or choose another directory."
+        )
+    saved = {key: value for key, value in workspace.read()["config"].items() if key != "out"}
+    config = resolve(RunConfig, overrides, file, saved)
+    changed = changed_keys(saved, plain(config), RunConfig.may_change)
+    if changed:
+        now = plain(config)
+        differences = ", ".join(f"{key} was {saved.get(key)!r} and is now {now[key]!r}" for key in changed)
+        raise InputError(
+            f"The run in '{config.out}' cannot be resumed with other settings: {differences}; "
+            "give the old settings (or only --out and --resume), or choose another --out."
+        )
+    return config, workspace

@@ -1,0 +1,1 @@
+"""The embedded world: a corpus whose every character knows its concepts, and the language models trained on it."""

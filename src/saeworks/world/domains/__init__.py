@@ -1,0 +1,1 @@
+"""The domains of the world, one file each: its templates, its spans and its document labels."""

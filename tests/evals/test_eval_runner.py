@@ -1,0 +1,40 @@
+"""The runner writes every result once, and measures again only what changed."""
+
+import pytest
+from pydantic import BaseModel
+
+from saeworks.errors import InputError
+from saeworks.evals import core
+from saeworks.evals.runner import Data, run_evals
+from saeworks.results.envelope import read_results
+
+CONFIGS: dict[str, BaseModel] = {"core": core.Config(tokens=100, batch_size=8, context_length=16, resamples=20)}
+
+
+def test_finished_results_are_kept_and_changed_ones_measured_again(
+    model, make_source, make_sentences, make_dictionary, tmp_path
+):
+    dictionaries = {"a": make_dictionary(), "b/c": make_dictionary(seed=1)}
+    data = Data(text=make_source(make_sentences(30)))
+    first = run_evals(["core"], dictionaries, model, data, tmp_path, CONFIGS)["core"]
+    assert {p.name for p in (tmp_path / "core").glob("*.json")} == {
+        "a_eval_results.json",
+        "b_c_eval_results.json",
+    }
+    second = run_evals(["core"], dictionaries, model, data, tmp_path, CONFIGS)["core"]
+    assert [r.eval_id for r in second.values()] == [r.eval_id for r in first.values()]
+    dictionaries["a"] = make_dictionary(seed=7)
+    third = run_evals(["core"], dictionaries, model, data, tmp_path, CONFIGS)["core"]
+    assert third["a"].eval_id != first["a"].eval_id
+    assert third["b/c"].eval_id == first["b/c"].eval_id
+    other = {"core": CONFIGS["core"].model_copy(update={"seed": 5})}
+    fourth = run_evals(["core"], dictionaries, model, data, tmp_path, other)["core"]
+    assert fourth["b/c"].eval_id != first["b/c"].eval_id
+    assert {r.sae_lens_id for r in read_results(tmp_path)} == {"a", "b/c"}
+
+
+def test_unknown_evals_and_missing_data_are_sentences(model, make_dictionary, tmp_path):
+    with pytest.raises(InputError, match="Did you mean 'core'"):
+        run_evals(["cor"], {"a": make_dictionary()}, model, Data(), tmp_path)
+    with pytest.raises(InputError, match="needs labelled texts"):
+        run_evals(["sparse_probing"], {"a": make_dictionary()}, model, Data(), tmp_path)

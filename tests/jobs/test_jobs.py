@@ -1,0 +1,305 @@
+"""The jobs end to end on a tiny language model: what lies in the workspace, resuming, measuring, storing, planning."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saeworks.dictionaries.formats import load
+from saeworks.errors import InputError
+from saeworks.jobs.cache import cache
+from saeworks.jobs.config import RunConfig, resolve
+from saeworks.jobs.doctor import doctor
+from saeworks.jobs.evaluate import evaluate
+from saeworks.jobs.plan import disk_bytes, grid, parameters, plan, plan_rows, step_seconds
+from saeworks.jobs.run import run
+from saeworks.jobs.train import train
+
+Settings = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_model_directory: Path, tiny_texts: Path) -> Settings:
+    """A run of a second: two recipes, one width, one sparsity."""
+    return {
+        "model": str(tiny_model_directory),
+        "data": (str(tiny_texts),),
+        "label_column": "topic",
+        "site": "layers.1.resid_post",
+        "recipe": ("topk", "matryoshka_batch_topk"),
+        "width": (64,),
+        "k": (4,),
+        "tokens": 8192,
+        "batch_size": 256,
+        "buffer_tokens": 1024,
+        "context_length": 32,
+        "eval_tokens": 256,
+        "checkpoint_every": 8,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The workspace of one whole run, and its summary."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, run({**settings, "out": out})
+
+
+def weights(root: Path) -> dict[str, bytes]:
+    """Bytes of every finished dictionary's weights."""
+    return {p.parent.name: p.read_bytes() for p in sorted((root / "dictionaries").glob("*/weights.safetensors"))}
+
+
+NAMES = {"topk_n64_k4_s0", "matryoshka_batch_topk_n64_k4_s0"}
+
+
+def test_the_workspace_holds_what_the_architecture_says(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = finished
+    assert set(weights(out)) == NAMES
+    assert all((out / "dictionaries" / name / "cfg.json").is_file() for name in NAMES)
+    assert {p.name for p in (out / "results").iterdir()} == {"core", "sparse_probing", "latents"}
+    for eval_name in ("core", "sparse_probing", "latents"):
+        found = [json.loads(p.read_text()) for p in (out / "results" / eval_name).glob("*.json")]
+        assert {result["sae_lens_id"] for result in found} == NAMES
+        assert {result["eval_type_id"] for result in found} == {eval_name}
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8").lower()
+    run_file = json.loads((out / "run.json").read_text())
+    assert run_file["config"]["site"] == "layers.1.resid_post"
+    assert run_file["finished"] > run_file["started"]
+
+
+def test_every_step_of_the_log_names_every_dictionary(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = finished
+    lines = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+    seen = {(line["step"], line["dictionary"]) for line in lines}
+    assert seen == {(step, name) for step in (10, 20, 30, 32) for name in NAMES}
+
+
+def test_the_summary_is_what_the_result_files_say(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    assert json.loads(json.dumps(summary))["out"] == str(out)
+    for row in summary["table"]:
+        core = json.loads((out / "results" / "core" / f"{row['dictionary']}_eval_results.json").read_text())
+        probing = json.loads(
+            (out / "results" / "sparse_probing" / f"{row['dictionary']}_eval_results.json").read_text()
+        )
+        assert row["l0"] == core["eval_result_metrics"]["sparsity"]["l0"]
+        assert row["probe_k5"] == probing["eval_result_metrics"]["sae"]["sae_top_5_test_accuracy"]
+        assert row["probe_dense"] == probing["eval_result_metrics"]["llm"]["llm_test_accuracy"]
+
+
+def test_the_dictionaries_say_where_they_come_from(finished: tuple[Path, dict[str, Any]], settings: Settings) -> None:
+    out, _ = finished
+    dictionary = load(out / "dictionaries" / "topk_n64_k4_s0")
+    metadata = dictionary.cfg.metadata
+    assert (metadata["model_name"], metadata["site"]) == (settings["model"], "layers.1.resid_post")
+    assert metadata["data"] == list(settings["data"])
+    assert dictionary.W_enc.shape == (16, 64)
+
+
+def test_resuming_a_finished_run_changes_no_weights(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = finished
+    before = weights(out)
+    run({"out": out, "resume": True})
+    assert weights(out) == before
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    settings: Settings, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    # The process interrupts itself at step 20, as Ctrl-C would; checkpoints lie at 16 and, written on the way out, 20.
+    script = (
+        "import json, os, signal, sys\n"
+        "from saeworks.cli.app import main\n"
+        "from saeworks.training.trainer import Trainer\n"
+        "log = Trainer._log\n"
+        "def interrupting(self, *rest):\n"
+        "    log(self, *rest)\n"
+        "    if self.state.step == 20: os.kill(os.getpid(), signal.SIGINT)\n"
+        "Trainer._log = interrupting\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    import yaml
+
+    out, config = tmp_path / "run", tmp_path / "run.yaml"
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
+    config.write_text(yaml.safe_dump(plain))
+    done = subprocess.run(
+        [sys.executable, "-c", script, "train", "--config", str(config), "--out", str(out)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130
+    assert f"saeworks train --config {config} --out {out} --resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert weights(out) == {}
+    summary = train({"out": out, "resume": True}, config)
+    assert weights(out) == weights(finished[0])
+    assert {row["dictionary"] for row in summary["table"]} == NAMES
+
+
+def test_bad_input_found_late_leaves_no_run_behind(settings: Settings, tmp_path: Path) -> None:
+    texts = tmp_path / "bad.txt"
+    texts.write_bytes(b"the dog runs\n" * 1000 + b"the \xff\xfe dog\n")
+    with pytest.raises(InputError):
+        train({**settings, "out": tmp_path / "run", "data": (str(texts),), "label_column": None})
+    assert not (tmp_path / "run").exists()
+
+
+def test_probing_without_labels_is_skipped_with_its_reason(settings: Settings, tmp_path: Path) -> None:
+    summary = run({**settings, "out": tmp_path / "run", "label_column": None, "tokens": 1024, "recipe": "topk"})
+    assert "--label-column" in summary["skipped"]["sparse_probing"]
+    assert {p.name for p in (tmp_path / "run" / "results").iterdir()} == {"core", "latents"}
+
+
+def test_eval_takes_model_and_site_from_the_dictionaries(
+    finished: tuple[Path, dict[str, Any]], settings: Settings, tmp_path: Path
+) -> None:
+    out, summary = finished
+    texts = {"data": settings["data"], "context_length": 32, "eval_tokens": 256, "device": "cpu"}
+    measured = evaluate({**texts, "names": ("core",), "dictionary": (str(out),), "out": tmp_path / "results"})
+    assert len(measured["files"]) == 2
+    assert all(Path(file).parent == tmp_path / "results" / "core" for file in measured["files"])
+    by_name = {row["dictionary"]: row["l0"] for row in summary["table"]}
+    assert {row["dictionary"]: row["l0"] for row in measured["table"]} == pytest.approx(by_name)
+
+
+def test_only_a_needed_eval_without_labels_is_an_error(
+    finished: tuple[Path, dict[str, Any]], settings: Settings, tmp_path: Path
+) -> None:
+    given = {"data": settings["data"], "dictionary": (str(finished[0]),), "out": tmp_path, "names": ("sparse_probing",)}
+    with pytest.raises(InputError, match="needs labels"):
+        evaluate(given)
+
+
+def test_a_store_is_written_and_trained_on(settings: Settings, tmp_path: Path) -> None:
+    shared = {key: settings[key] for key in ("model", "data", "site", "context_length", "device")}
+    stored = cache({**shared, "tokens": 2048, "out": tmp_path / "store"})
+    assert (stored["tokens"], stored["width"], stored["site"]) == (2048, 16, "layers.1.resid_post")
+    from_store = {**settings, "data": (str(tmp_path / "store"),), "site": None, "recipe": "topk"}
+    train({**from_store, "out": tmp_path / "run"})
+    dictionary = load(tmp_path / "run" / "dictionaries" / "topk_n64_k4_s0")
+    assert dictionary.cfg.metadata["site"] == "layers.1.resid_post"
+    assert dictionary.cfg.metadata["model_name"] == settings["model"]
+    with pytest.raises(InputError, match=r"holds activations of 'layers\.1\.resid_post'"):
+        train({**from_store, "site": "layers.0.mlp_out", "out": tmp_path / "other"})
+    with pytest.raises(InputError, match="holds no text to measure on"):
+        run({**from_store, "out": tmp_path / "other"})
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_plan_adds_up_and_writes_nothing(settings: Settings, tmp_path: Path) -> None:
+    made = plan({**settings, "out": tmp_path / "run"})
+    assert list(tmp_path.iterdir()) == []
+    assert json.loads(json.dumps(made)) == made
+    # Two matrices of 64 x 16, a bias per latent, a bias per input.
+    assert {d["parameters"] for d in made["dictionaries"]} == {2 * 64 * 16 + 64 + 16}
+    assert made["activations"] == {"site": "layers.1.resid_post", "width": 16, "tokens": 8192, "steps": 32}
+    for part in ("memory_bytes", "disk_bytes"):
+        parts = {key: value for key, value in made[part].items() if key not in ("total", "free")}
+        assert made[part]["total"] == sum(parts.values())
+    assert made["memory_bytes"]["dictionaries"] == 2 * 16 * (2 * 64 * 16 + 64 + 16)
+    assert made["seconds"]["total"] == pytest.approx(sum(made["seconds"].values()) - made["seconds"]["total"], abs=0.03)
+    titles = plan_rows(made)
+    assert {row["name"] for row in titles["Dictionaries"]} == NAMES
+
+
+def test_the_disk_that_is_planned_is_enough(finished: tuple[Path, dict[str, Any]], settings: Settings) -> None:
+    out, _ = finished
+    config = resolve(RunConfig, settings)
+    planned = disk_bytes(config, grid(config), 16)
+    used = sum(p.stat().st_size for p in (out / "checkpoints").rglob("*.safetensors"))
+    assert used <= planned["checkpoints"]
+    assert (out / "train_log.jsonl").stat().st_size <= 2 * planned["log"]
+
+
+def test_a_full_disk_is_refused_before_the_start(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saeworks.jobs.plan.free_disk", lambda _: 1000)
+    for job in (plan, train):
+        with pytest.raises(InputError, match=r"The run needs .* of disk at .*, but 0\.0 MB are free"):
+            job({**settings, "out": tmp_path / "run"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_grid_is_the_product_without_repeats() -> None:
+    config = resolve(RunConfig, {"recipe": "topk,batch_topk", "width": "64,128", "k": "4,8,4"})
+    members = grid(config)
+    assert len({m.name for m in members}) == len(members) == 2 * 2 * 2
+    assert all(m.recipe.normalization == "unit_msn" for m in members)
+    assert parameters(members[0], 10) == 2 * 64 * 10 + 64 + 10
+
+
+def test_the_calibration_of_a_wide_dictionary_is_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(RunConfig, {"width": "64", "k": "4", "recipe": "topk", "batch_size": 8, "device": "cpu"})
+    (member,) = grid(config)
+    monkeypatch.setattr("saeworks.jobs.plan.CALIBRATION_WIDTH", 32)
+    seen: list[int] = []
+    from saeworks.training.member import Member
+
+    original = Member.__init__
+
+    def spy(self: Member, config: Any, *rest: Any, **named: Any) -> None:
+        seen.append(config.width)
+        original(self, config, *rest, **named)
+
+    monkeypatch.setattr(Member, "__init__", spy)
+    assert step_seconds(config, member, 16, budget=0.01) > 0
+    assert seen == [32]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="file size limits exist on Unix only")
+def test_a_disk_that_fills_up_is_a_sentence_and_loses_nothing(settings: Settings, tmp_path: Path) -> None:
+    # A limit on file sizes stands in for the full disk: writing fails in the same place, with EFBIG for ENOSPC.
+    script = (
+        "import resource, signal, sys\n"
+        "from saeworks.cli.app import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["train", "--out", str(tmp_path / "run"), "--recipe", "topk", "--json"]
+    for key in ("model", "site", "context_length", "batch_size", "buffer_tokens", "tokens"):
+        arguments += [f"--{key.replace('_', '-')}", str(settings[key])]
+    arguments += ["--data", settings["data"][0], "--width", "512", "--k", "4"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.returncode == 1
+    assert "disk is full" in json.loads(done.stdout)["error"]
+    assert "Traceback" not in done.stderr
+    resumed = train({"out": tmp_path / "run", "resume": True})
+    assert [row["dictionary"] for row in resumed["table"]] == ["topk_n512_k4_s0"]
+
+
+def test_doctor_finds_this_installation_healthy_but_for_the_machine() -> None:
+    report = doctor()
+    checks = {check["check"]: check for check in report["checks"]}
+    assert report["facts"]["torch"] == torch.__version__
+    assert checks["python"]["ok"]
+    assert checks["extra [hf]"]["ok"]
+    assert report["healthy"] == all(check["ok"] for check in report["checks"])
+
+
+def test_doctor_says_how_to_add_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saeworks.jobs import doctor as module
+
+    absent = (("no_such_module", "no-such", "something"),)
+    monkeypatch.setattr(module, "EXTRAS", {"hf": absent, "probe": absent})
+    report = module.doctor()
+    checks = {check["check"]: check for check in report["checks"]}
+    assert checks["extra [hf]"]["advice"] == 'pip install "saeworks[hf]"'
+    assert checks["extra [probe]"]["advice"] == 'pip install "saeworks[probe]"'
+    # The main job needs language models; it can do without the other.
+    assert (checks["extra [hf]"]["ok"], checks["extra [probe]"]["ok"]) == (False, True)
+    assert not report["healthy"]

@@ -1,0 +1,327 @@
+"""The corpus: its bytes, its spans, its splits, and what its labels may and may not tell."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections import Counter
+
+import pytest
+
+from saeworks.errors import InputError
+from saeworks.world import corpus
+from saeworks.world.concepts import concepts
+from saeworks.world.corpus import DOMAINS, SPLIT_NAMES, document, documents, label_names, surprise
+from saeworks.world.documents import Document
+from saeworks.world.domains import biographies, facts, news, reviews, spelling, taxonomy
+from saeworks.world.drawing import Draw, Pool, Weighted, zipf
+from saeworks.world.knowledge import cities, leaves, lexicon, names, roots
+from saeworks.world.knowledge import taxonomy as things
+from saeworks.world.people import SHARES, split_of
+from saeworks.world.phrasing import Relation
+
+# sha256 over texts, labels and spans of the first 300 documents of a domain, training split, seed 0.
+BYTES = {
+    "biographies": "b9e94aa455df290c4de265ac77eca8ceff9a6c1722f122d51c4562e9f42e9813",
+    "reviews": "1860f77a2f669f0414f2d8106fb38670cf5a8e46a8315cb5a2a7379bb45363fe",
+    "news": "7523f4da7b777b97d713dcc4d04aa07a214826bb9d9b89fae2e0f8e285b50557",
+    "taxonomy": "23baa1f5bf9c48e42e45ffc497189bb27dfe3140e9cae10321ad92251c95d539",
+    "spelling": "7c029010c6806fe54df175a8bfd0314e1c0834d2b4ddc092c38768a831d68b9c",
+    "facts": "7e62e79c5c2c21b6b85244893a249b2e24a2d619a4d6567205cb8406b24f89de",
+}
+
+
+def digest(domain: str, count: int = 300) -> str:
+    h = hashlib.sha256()
+    for made in documents(domain, "train", count=count):
+        spans = ";".join(f"{s.start},{s.end},{s.concept}" for s in made.spans)
+        labels = ";".join(f"{key}={value}" for key, value in sorted(made.labels.items()))
+        h.update(f"{made.id}\x1e{made.text}\x1e{labels}\x1e{spans}\x1d".encode())
+    return h.hexdigest()
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_bytes_of_the_corpus_never_change(domain: str) -> None:
+    assert digest(domain) == BYTES[domain]
+
+
+def test_fingerprint_is_of_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = corpus.fingerprint()
+    assert re.fullmatch(r"[0-9a-f]{64}", before)
+    corpus.fingerprint.cache_clear()
+    monkeypatch.setattr(news, "AFTER", Relation((*news.AFTER.templates[:-1], "now {result}.")))
+    try:
+        assert corpus.fingerprint() != before
+    finally:
+        corpus.fingerprint.cache_clear()
+
+
+@pytest.mark.parametrize("domain", [*DOMAINS, None])
+def test_a_document_depends_on_its_name_alone(domain: str | None) -> None:
+    in_order = list(documents(domain, "validation", seed=3, count=20))
+    assert document(domain, "validation", 17, seed=3) == in_order[17]
+    endless = list(itertools.islice(documents(domain, "validation", seed=3), 20))
+    assert endless == in_order
+    assert list(documents(domain, "validation", seed=4, count=20)) != in_order
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_spans_stand_on_their_text_and_name_known_concepts(domain: str) -> None:
+    known = concepts()
+    seen: Counter[str] = Counter()
+    for split in SPLIT_NAMES:
+        for made in documents(domain, split, count=300):
+            assert made.text
+            assert list(made.spans) == sorted(made.spans, key=lambda s: (s.start, -s.end, s.concept))
+            for span in made.spans:
+                assert 0 <= span.start < span.end <= len(made.text)
+                assert span.concept in known
+                piece = made.text[span.start : span.end]
+                assert piece == piece.strip() or domain == "spelling"
+                seen[span.concept] += 1
+                check_span(span.concept, piece)
+            assert any(s.concept == domain and s.end - s.start == len(made.text) for s in made.spans)
+    assert len(seen) > 20
+
+
+def check_span(concept: str, piece: str) -> None:
+    """The text under a span says what its concept says."""
+    kind, _, last = concept.rpartition("/")
+    if kind == "facts/city":
+        assert piece.lower().replace(" ", "_") == last
+    elif kind == "spelling/first_letter":
+        assert piece[0].lower() == last
+    elif concept == "person/gender/female":
+        assert piece in names().female or piece.lower() in {"she", "her", "herself"}
+    elif concept == "person/gender/male":
+        assert piece in names().male or piece.lower() in {"he", "him", "his", "himself"}
+    elif concept == "person/age":
+        assert 21 <= int(piece) <= 80
+
+
+def test_a_thing_carries_all_its_ancestors() -> None:
+    world = things()
+    found = 0
+    for made in documents("taxonomy", "train", count=300):
+        by_place: dict[tuple[int, int], set[str]] = {}
+        for span in made.spans:
+            if span.concept.startswith("taxonomy/"):
+                by_place.setdefault((span.start, span.end), set()).add(span.concept)
+        for (start, end), marks in by_place.items():
+            name = made.text[start:end].lower()
+            match = [t for t in world.values() if name in (t.name, t.plural) and t.concept in marks]
+            deepest = max(match, key=lambda t: len(t.path))
+            path = [
+                "taxonomy/" + "/".join(p.replace(" ", "_") for p in deepest.path[: i + 1])
+                for i in range(len(deepest.path))
+            ]
+            assert marks == set(path)
+            found += len(path) == 4
+    assert found > 100
+
+
+def test_the_concept_tree_is_closed() -> None:
+    known = concepts()
+    assert all(c.parent is None or c.parent in known for c in known.values())
+    assert all(key == c.id and c.description and c.known_to in {"base", "chat", "both"} for key, c in known.items())
+    assert known["taxonomy/animal/mammal/dog/beagle"].parent == "taxonomy/animal/mammal/dog"
+    assert "property/animal/mammal" in known
+
+
+def test_the_knowledge_is_as_large_as_promised() -> None:
+    assert len(things()) >= 150
+    assert {len(t.path) for t in things().values()} >= {1, 2, 3, 4}
+    assert all(len(things()[name].children) >= 2 for name in things() if name not in leaves())
+    assert len(cities()) >= 60
+    assert len({c.name for c in cities()}) == len(cities())
+    by_country: dict[str, set[tuple[str, str]]] = {}
+    for city in cities():
+        by_country.setdefault(city.country, set()).add((city.continent, city.currency))
+    assert all(len(values) == 1 for values in by_country.values()), "a country has one continent and one currency"
+    counts = Counter(word[0] for word in lexicon())
+    assert len(lexicon()) >= 1000
+    assert all(word.isalpha() and word.islower() for word in lexicon())
+    assert min(counts[letter] for letter in spelling.LETTERS) >= 10
+    assert len(biographies.PROFESSIONS) >= 10
+    assert len(reviews.CATEGORIES) >= 4
+    assert len(news.TOPICS) >= 4
+
+
+def relations() -> dict[str, Relation]:
+    modules = (biographies, reviews, news, taxonomy, spelling, facts)
+    return {
+        f"{module.__name__}.{name}": value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, Relation)
+    }
+
+
+def test_every_relation_has_eight_training_wordings_and_two_held_out() -> None:
+    for name, one in relations().items():
+        assert len(one.of("train")) >= 8, name
+        assert len(one.of("probe_test")) >= 2, name
+        assert not set(one.of("train")) & set(one.of("probe_test")), name
+        assert one.of("validation") == one.of("train") == one.of("probe_train"), name
+
+
+FRAGMENT = re.compile(r"\{[^}]*\}")
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_held_out_wordings_occur_in_no_other_split(domain: str) -> None:
+    module = {m.__name__.rpartition(".")[2]: m for m in (biographies, reviews, news, taxonomy, spelling, facts)}[domain]
+    own = [one for name, one in relations().items() if name.startswith(module.__name__)]
+    patterns = [pattern_of(t) for one in own for t in one.of("probe_test")]
+    trained = [pattern_of(t) for one in own for t in one.of("train")]
+    # A wording made of slots alone, or one that a training wording also fits, cannot be told from its text.
+    telling = [p for p in patterns if len(re.sub(r"[^a-z]", "", FRAGMENT.sub("", p[1]))) >= 10]
+    assert len(telling) > len(patterns) / 2
+    held_out_text = " ".join(made.text for made in documents(domain, "probe_test", count=400))
+    used = sum(bool(regex.search(held_out_text)) for regex, _ in telling)
+    assert used >= 0.9 * len(telling)
+    assert trained
+    for split in ("train", "validation", "probe_train"):
+        for made in documents(domain, split, count=400):
+            assert not [t for regex, t in telling if regex.search(made.text)]
+
+
+def pattern_of(template: str) -> tuple[re.Pattern[str], str]:
+    parts = [re.escape(part) for part in FRAGMENT.split(template)]
+    return re.compile(r"[^.]+?".join(parts), re.IGNORECASE), template
+
+
+def people_in(made: Document) -> set[str]:
+    return {
+        made.text[s.start : s.end]
+        for s in made.spans
+        if s.concept == "person/name" and " " in made.text[s.start : s.end]
+    }
+
+
+def test_people_and_products_belong_to_one_split() -> None:
+    seen: dict[str, set[str]] = {split: set() for split in SPLIT_NAMES}
+    for split in SPLIT_NAMES:
+        for domain in ("biographies", "news", "taxonomy", "facts", "reviews"):
+            for made in documents(domain, split, count=300):
+                seen[split] |= people_in(made)
+    for one, other in itertools.combinations(SPLIT_NAMES, 2):
+        assert not seen[one] & seen[other]
+    assert all(len(found) > 100 for found in seen.values())
+    assert all(split_of("person", name) == split for split, found in seen.items() for name in found)
+    assert math.isclose(sum(share for _, share in SHARES), 1.0)
+    products: dict[str, set[tuple[str, str]]] = {split: set() for split in SPLIT_NAMES}
+    for split in SPLIT_NAMES:
+        for made in documents("reviews", split, count=300):
+            for span in made.spans:
+                if span.concept == "reviews/brand":
+                    products[split].add((made.text[span.start : span.end], str(made.labels["category"])))
+    for one, other in itertools.combinations(SPLIT_NAMES, 2):
+        assert not products[one] & products[other]
+
+
+def chi_square(pairs: list[tuple[str, str]]) -> tuple[float, int]:
+    """Statistic and degrees of freedom of the test of independence."""
+    n, rows, columns, cells = len(pairs), Counter(a for a, _ in pairs), Counter(b for _, b in pairs), Counter(pairs)
+    statistic = sum(
+        (cells[a, b] - rows[a] * columns[b] / n) ** 2 / (rows[a] * columns[b] / n) for a in rows for b in columns
+    )
+    return statistic, (len(rows) - 1) * (len(columns) - 1)
+
+
+def label_pairs(domain: str, spurious: tuple[str, float] | None = None) -> list[tuple[str, str]]:
+    first, second = label_names(domain)[:2]
+    made = documents(domain, "train", count=3000, spurious=spurious)
+    return [(str(one.labels[first]), str(one.labels[second])) for one in made]
+
+
+@pytest.mark.parametrize("domain", ["biographies", "reviews"])
+def test_labels_are_independent_unless_a_correlation_is_planted(domain: str) -> None:
+    statistic, freedom = chi_square(label_pairs(domain))
+    # Mean of a chi-square is its degrees of freedom, its deviation sqrt(2·freedom): four deviations is one in 10^4.
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
+    label = corpus.SPURIOUS[domain]
+    half, _ = chi_square(label_pairs(domain, (label, 0.5)))
+    assert half > 20 * freedom
+    full = label_pairs(domain, (label, 1.0))
+    by_first: dict[str, set[str]] = {}
+    for first, second in full:
+        by_first.setdefault(first, set()).add(second)
+    assert all(len(values) == 1 for values in by_first.values())
+    assert len(set.union(*by_first.values())) == 2
+
+
+def test_many_biographies_never_name_the_profession() -> None:
+    named = [str(d.labels["profession"]) in d.text for d in documents("biographies", "train", count=1000)]
+    assert 0.3 < 1 - sum(named) / len(named) < 0.5
+    told = [str(d.labels["category"]) in d.text.lower() for d in documents("reviews", "train", count=500)]
+    assert sum(told) / len(told) < 0.05
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_documents_have_exactly_the_promised_labels(domain: str) -> None:
+    for made in documents(domain, "probe_train", count=50):
+        assert tuple(made.labels) == label_names(domain)
+    if domain == "taxonomy":
+        assert {d.labels["root"] for d in documents(domain, "train", count=300)} == set(roots())
+
+
+def test_surprise_bounds_the_text_where_it_can_be_computed() -> None:
+    """The alphabet texts of one sentence have a probability that can be counted out by hand."""
+    draw = Draw("any")
+    assert draw.log_probability == 0.0
+    draw.pick("abcd")
+    draw.chance(0.25)
+    outcome = draw.log_probability + math.log(4)
+    assert math.isclose(outcome, math.log(0.25)) or math.isclose(outcome, math.log(0.75))
+    assert draw.chance(1.0)
+    assert not draw.chance(0.0)
+    assert math.isclose(draw.log_probability + math.log(4), outcome)
+    values = [surprise(None, "train", i) for i in range(200)]
+    assert all(value > 0 for value in values)
+    text = document("facts", "train", 5).text
+    assert surprise("facts", "train", 5) >= math.log(len(cities())) - 1e-9, text
+
+
+def test_weighted_draws_follow_their_weights() -> None:
+    law = Weighted("abc", (6.0, 3.0, 1.0))
+    draw = Draw("weights")
+    counts = Counter(draw.weighted(law) for _ in range(20_000))
+    for option, share in zip("abc", (0.6, 0.3, 0.1), strict=True):
+        assert abs(counts[option] / 20_000 - share) < 4 * math.sqrt(share * (1 - share) / 20_000)
+    expected = 20_000 * sum(p * math.log(p) for p in (0.6, 0.3, 0.1))
+    assert abs(draw.log_probability - expected) < 0.03 * abs(expected)
+    assert zipf("ab", 1.0).at(0.0)[1] == pytest.approx(math.log(0.6))
+    pool = Pool("xyz")
+    assert sorted(pool.take(draw) for _ in range(3)) == ["x", "y", "z"]
+
+
+def test_portable_draws_have_known_values() -> None:
+    """Values computed once: another platform or Python version must give the same ones."""
+    draw = Draw(0, "portable")
+    assert [draw.number(1000) for _ in range(5)] == PORTABLE
+
+
+PORTABLE = [566, 415, 794, 167, 295]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("biographys", "train", 0), "Did you mean 'biographies'"),
+        (("facts", "test", 0), "no split 'test'"),
+        (("facts", "train", -1), "0 or more"),
+    ],
+)
+def test_wrong_names_are_answered_with_a_sentence(arguments: tuple[str, str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        document(*arguments)
+
+
+def test_impossible_correlations_are_refused() -> None:
+    with pytest.raises(InputError, match="gender in biographies"):
+        documents("news", "train", spurious=("gender", 1.0))
+    with pytest.raises(InputError, match="probability"):
+        documents("biographies", "train", spurious=("gender", 1.5))
