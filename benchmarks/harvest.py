@@ -163,7 +163,8 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     del reader
 
     rounds: list[dict[str, float]] = []
-    per_round = max(asked.tokens // asked.rounds, asked.batch)
+    # A refill takes in half a buffer at once; shorter rounds would see none, or one of their neighbour's.
+    per_round = max(asked.tokens // asked.rounds, asked.buffer_tokens)
     with sampled_peak() as memory:
         stream = LiveStream(
             model, source, site.name, asked.context_length, asked.buffer_tokens, asked.harvest_batch_size
@@ -244,7 +245,7 @@ def main() -> None:
     parser.add_argument("--model", default="world")
     parser.add_argument("--data", nargs="+", default=["world"])
     parser.add_argument("--site", default=None, help="default: resid_post of the middle layer")
-    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="in all; a round takes a buffer's worth at least")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--context-length", type=int, default=128)

@@ -149,12 +149,12 @@ def test_json_is_pure_even_when_libraries_print(
 ) -> None:
     def chatty() -> dict[str, object]:
         print("downloading something")
-        return {"healthy": True, "checks": []}
+        return {"healthy": True, "checks": [{"l0": float("nan")}], "facts": (1.5, float("inf"))}
 
     monkeypatch.setattr("saeworks.jobs.doctor.doctor", chatty)
     assert main(["doctor", "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == {"healthy": True, "checks": []}
+    assert json.loads(printed.out) == {"healthy": True, "checks": [{"l0": None}], "facts": [1.5, None]}
     assert "downloading something" in printed.err
 
 
@@ -185,3 +185,11 @@ def test_hub_name_without_network_is_a_sentence(tmp_path: Path) -> None:
     assert is_one_sentence(done.stderr)
     assert "nobody/nothing-here" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_tables_show_square_brackets_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    from saeworks.cli.output import print_table
+
+    print_table("Things", [{"name": "extra [hf]", "count": 12345, "share": 0.123456, "none": None, "ok": True}])
+    out = capsys.readouterr().out
+    assert all(part in out for part in ("extra [hf]", "12,345", "0.1235", "–", "yes"))

@@ -100,6 +100,16 @@ def test_prefixes_of_a_matryoshka_dictionary(model, source, make_dictionary):
     assert single.metric("prefix", "explained_variance_prefix_8") == pytest.approx(expected, rel=1e-4)
 
 
+def test_behaviour_may_be_measured_on_a_part(model, source, make_dictionary):
+    whole = core.run({"d": make_dictionary()}, model, source, SMALL)["d"]
+    config = SMALL.model_copy(update={"behaviour_tokens": 100})
+    part = core.run({"d": make_dictionary()}, model, source, config)["d"]
+    assert whole.metric("token_stats", "total_tokens_eval_reconstruction") == whole.n
+    assert 50 <= part.metric("token_stats", "total_tokens_eval_reconstruction") <= 200
+    assert part.metric(RQ, "explained_variance") == whole.metric(RQ, "explained_variance")
+    assert part.metric(CE, "ce_loss_with_sae") == pytest.approx(whole.metric(CE, "ce_loss_with_sae"), rel=0.3)
+
+
 def test_a_model_without_head_has_no_behaviour_but_all_the_rest(headless_model, source, make_dictionary):
     result = core.run({"d": make_dictionary()}, headless_model, source, SMALL)["d"]
     assert set(result.eval_result_metrics[CE].values()) == {None}

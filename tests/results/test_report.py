@@ -17,7 +17,7 @@ from saeworks.results.report_data import read_workspace, thinned
 from saeworks.results.report_text import esc, number
 
 HOSTILE = '<script>alert(\'x\')</script>\u202e" onload="x" &amp; שלום \x00\x1b[31m \ud800'
-VOID = {"meta", "br", "img", "link", "input", "hr"}
+VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
 
 
 class Page(HTMLParser):

@@ -181,17 +181,19 @@ def split_documents(row: list[int]) -> list[list[int]]:
 
 
 def test_the_schedule_rises_and_falls() -> None:
-    config = PretrainingConfig(steps=200, warmup_steps=20, learning_rate=1.0)
-    rates = [learning_rate_at(step, config) for step in range(201)]
+    config = PretrainingConfig(steps=200, warmup_steps=20, learning_rate=1.0, more_steps=100, more_learning_rate=0.5)
+    rates = [learning_rate_at(step, config) for step in range(301)]
     assert rates[0] == 0.05
     assert max(rates) == rates[19] == rates[20] == 1.0
-    assert all(a > b for a, b in itertools.pairwise(rates[20:]))
-    assert math.isclose(rates[200], 0.01)
+    assert all(a > b for a, b in itertools.pairwise(rates[20:200]))
+    assert rates[199] < 0.011
+    assert max(rates[200:]) == rates[204] == rates[205] == 0.5
+    assert math.isclose(rates[300], 0.005)
 
 
 def test_a_stopped_training_resumes_to_the_same_bits(subject: abilities.Subject, tmp_path: Path) -> None:
     config = PretrainingConfig(
-        steps=6, documents_per_step=4, d_model=16, n_layers=1, n_heads=2, d_mlp=16, warmup_steps=2
+        steps=4, more_steps=2, documents_per_step=4, d_model=16, n_layers=1, n_heads=2, d_mlp=16, warmup_steps=2
     )
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 _real_stdout: Any = None
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Write one JSON object to standard output, also while :class:`quiet_stdout` is in force."""
+    """Write one JSON object to standard output, also while :class:`quiet_stdout` is in force. NaN becomes null."""
     stream = _real_stdout or sys.stdout
-    stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    stream.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str) + "\n")
     stream.flush()
 
 
@@ -50,6 +51,17 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def print_line(text: str) -> None:
     """Print one line to standard output."""
     sys.stdout.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The value with everything that JSON cannot say (NaN, infinity) replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in cast("Sequence[Any]", value)]
+    return value
 
 
 def _cell(value: Any) -> str:

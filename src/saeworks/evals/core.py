@@ -44,6 +44,8 @@ DEFINITION = "saeworks/core/1"
 class Config(BaseModel):
     """``tokens`` kept tokens are measured (the last batch is finished); documents are cut at ``context_length``.
 
+    Loss and KL divergence need a whole forward pass per dictionary, so they are measured on about
+    ``behaviour_tokens`` of them (batches spread over the sample; None: on all).
     ``exclude_special_tokens`` leaves BOS, EOS and padding out of every average and keeps their activations when a
     reconstruction is spliced in. ``mean_batches`` batches, spread over the sample, give the mean of mean-ablation.
     ``resamples`` bootstrap samples of documents give the intervals.
@@ -52,6 +54,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int = Field(default=16_384, gt=0)
+    behaviour_tokens: int | None = Field(default=8192, gt=0)
     batch_size: int = Field(default=16, gt=0)
     context_length: int = Field(default=128, gt=1)
     seed: int = 0
@@ -78,15 +81,21 @@ def run(
     if behaviour.reason is None:
         behaviour.means = _site_means(model, batches, unique_sites, config)
     states = {name: _State(d, documents) for name, d in dictionaries.items()}
+    kept = sum(int(batch.kept(config.exclude_special_tokens).sum()) for batch in batches)
+    wanted = min(kept, config.behaviour_tokens or kept)
+    chosen = max(1, round(wanted / kept * len(batches)))
     first = 0
     bar = progress(len(batches), "core", unit="batch")
     with torch.no_grad():
-        for batch in batches:
+        for number, batch in enumerate(batches):
             activations = harvest(model, batch, unique_sites)
-            behaviour.begin(batch, first)
+            spliced = (number + 1) * chosen // len(batches) > number * chosen // len(batches)
+            if spliced:
+                behaviour.begin(batch, first)
             for name, state in states.items():
                 x_hat = state.update(activations[sites[name]], batch, first, config)
-                behaviour.splice(name, sites[name], x_hat)
+                if spliced:
+                    behaviour.splice(name, sites[name], x_hat)
             first += len(batch.documents)
             bar.update()
     bar.close()
@@ -316,7 +325,7 @@ def _metric_table(name: str, state: _State, behaviour: _Behaviour, site: str, de
         },
         "sparsity": {"l0": values["l0"], "l1": values["l1"]},
         "token_stats": {
-            "total_tokens_eval_reconstruction": tokens if behaviour.reason is None else 0,
+            "total_tokens_eval_reconstruction": int(behaviour.sums["kl_tokens"].sum()) if behaviour.sums else 0,
             "total_tokens_eval_sparsity_variance": tokens,
         },
         "misc_metrics": {**metrics.density_shares(density), **cosines},

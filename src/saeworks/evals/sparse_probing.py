@@ -54,8 +54,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["corrected"] = "corrected"
-    train_texts: int = Field(default=1000, gt=0)
-    test_texts: int = Field(default=500, gt=0)
+    train_texts: int = Field(default=600, gt=0)
+    test_texts: int = Field(default=300, gt=0)
     k_values: tuple[int, ...] = (1, 2, 5)
     seeds: tuple[int, ...] = (0, 1, 2)
     full_seeds: int = Field(default=1, ge=1)

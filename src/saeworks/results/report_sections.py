@@ -126,7 +126,7 @@ def table(workspace: Workspace) -> str:
             mark = ' class="best"' if best.get(title) is e else ""
             cells.append(f"<td{mark}>{number(e.metric(*metric), digits)}{small}</td>")
         dot = f'<span class="dot" style="background:{style_of(e.recipe)[0]}"></span>'
-        body.append(f'<tr><th scope="row">{dot}{esc(e.label)}</th>{"".join(cells)}</tr>')
+        body.append(f'<tr><th scope="row">{dot}{esc(e.label).replace("_", "_<wbr>")}</th>{"".join(cells)}</tr>')
     return _scroll(
         "Summary of all dictionaries",
         f'<table><thead><tr><th scope="col">Dictionary</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>',
@@ -208,7 +208,7 @@ def _hierarchy_row(row: dict[str, Any]) -> str:
     return (
         f'<tr><th scope="row">{esc(row.get("parent"))}</th><td>{whole(row.get("tokens"))}</td>'
         f"<td>{whole(row.get('latent'))}</td><td>{number(row.get('f1'), 2)}</td><td>{whole(row.get('latents'))}</td>"
-        f'<td class="left">{" · ".join(children)}</td></tr>'
+        f'<td class="children">{" · ".join(children)}</td></tr>'
     )
 
 

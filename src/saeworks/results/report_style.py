@@ -44,6 +44,7 @@ thead th { color:var(--soft); font-weight:600; font-size:.8rem; vertical-align:b
 tbody th { font-weight:600; }
 th:first-child, td.left, th.left { text-align:left; }
 tbody th:first-child, thead th:first-child { position:sticky; left:0; background:var(--card); }
+td.children { text-align:left; white-space:normal; min-width:min(60vw,420px); }
 td small { color:var(--soft); display:block; font-size:.72rem; font-weight:400; }
 td.best { color:var(--good); font-weight:700; }
 .dot { display:inline-block; width:.7em; height:.7em; border-radius:50%; margin-right:.5em; }
@@ -75,7 +76,7 @@ td code { white-space:nowrap; }
 footer { padding:30px 20px 50px; color:var(--soft); font-size:.86rem; }
 @media (max-width:560px) { body { font-size:15px; } main, header.top, footer { padding-left:14px; padding-right:14px; }
   nav.toc ul { padding:8px 14px; } figure { padding:10px 8px; }
-  tbody th:first-child { white-space:normal; overflow-wrap:anywhere; max-width:38vw; } }
+  tbody th:first-child { white-space:normal; min-width:34vw; } }
 @media print { :root { --page:#fff; --card:#fff; --ink:#000; --soft:#444; --line:#bbb; }
   nav.toc, .skip { display:none; }
   figure, .latent, tr { break-inside:avoid; } h2 { break-after:avoid; } .scroll { overflow:visible; }

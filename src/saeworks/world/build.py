@@ -62,7 +62,7 @@ def build(out: Path, config: PretrainingConfig, device: torch.device, measure: b
     tokenizer = load_tokenizer(directory)
     began = time.monotonic()
     model = None
-    with progress(config.steps, "base model", "step") as bar:
+    with progress(config.steps + config.more_steps, "base model", "step") as bar:
         for step, current in train(config, tokenizer, out, device):
             bar.update(step - bar.n)
             model = current
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="working directory")
     parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--more-steps", type=int, default=defaults.more_steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
-    config = PretrainingConfig(steps=given.steps, seed=given.seed)
+    config = PretrainingConfig(steps=given.steps, more_steps=given.more_steps, seed=given.seed)
     directory = build(given.out, config, resolve_device(given.device), measure=not given.no_measure)
     print(directory)
 

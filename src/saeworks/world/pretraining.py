@@ -32,7 +32,9 @@ class PretrainingConfig:
     """What decides the weights.
 
     Attributes:
-        steps: Optimiser steps.
+        steps: Optimiser steps of the first cycle.
+        more_steps: Steps of a second, gentler cycle; the rare words and facts need it.
+        more_learning_rate: Peak of the second cycle.
         documents_per_step: Documents of the mixture in one step (about 50 tokens each).
         learning_rate: Peak, reached after ``warmup_steps``, then a cosine down to a hundredth of it.
         weight_decay: On matrices that are not embeddings.
@@ -42,6 +44,8 @@ class PretrainingConfig:
     """
 
     steps: int = 1300
+    more_steps: int = 600
+    more_learning_rate: float = 1.2e-3
     documents_per_step: int = 72
     learning_rate: float = 2.5e-3
     warmup_steps: int = 100
@@ -111,11 +115,17 @@ def batch_of(step: int, config: PretrainingConfig, tokenizer: Any) -> tuple[Tens
 
 
 def learning_rate_at(step: int, config: PretrainingConfig) -> float:
-    """Linear warm-up, then a cosine to one hundredth of the peak."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
+    """Two cycles, each a linear warm-up and then a cosine to one hundredth of its peak."""
+    if step < config.steps:
+        return _cycle(step, config.steps, config.warmup_steps, config.learning_rate)
+    return _cycle(step - config.steps, config.more_steps, config.warmup_steps // 4, config.more_learning_rate)
+
+
+def _cycle(step: int, steps: int, warmup: int, peak: float) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    return peak * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
 
 
 def _optimizer(model: Any, config: PretrainingConfig) -> torch.optim.AdamW:
@@ -169,6 +179,7 @@ def train(
         config, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     ).to(device)
     optimizer = _optimizer(model, config)
+    total = config.steps + config.more_steps
     checkpoint = directory / "checkpoint.pt"
     start = 0
     if checkpoint.is_file():
@@ -181,7 +192,7 @@ def train(
     model.train()
     began = time.monotonic()
     with open(directory / "train_log.jsonl", "a", encoding="utf-8") as log:
-        for step in range(start, config.steps):
+        for step in range(start, total):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
             token_ids, targets = (part.to(device) for part in batch_of(step, config, tokenizer))
@@ -193,7 +204,7 @@ def train(
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if step % 10 == 9 or step == config.steps - 1:
+            if step % 10 == 9 or step == total - 1:
                 line = {
                     "step": step + 1,
                     "loss": round(float(loss.detach()), 4),
@@ -204,8 +215,8 @@ def train(
                 }
                 log.write(json.dumps(line) + "\n")
                 log.flush()
-            if (step + 1) % checkpoint_every == 0 or step + 1 == config.steps:
+            if (step + 1) % checkpoint_every == 0 or step + 1 == total:
                 _save(checkpoint, model, optimizer, step + 1, config)
                 yield step + 1, model
-    if start >= config.steps:
+    if start >= total:
         yield start, model

@@ -26,8 +26,8 @@ COUNTRY = relation(
     "{name} was born in {city}, which is in {country}.",
     "the map shows {city} in {country}.",
     "{country} is proud of {city}.",
-    "the country of {city} is {country}.",
-    "one finds {city} in {country}.",
+    "in which country do you find {city}? In {country}.",
+    "the country of {city} is called {country}.",
 )
 CONTINENT = relation(
     "{city} is in {continent}.",
@@ -40,8 +40,8 @@ CONTINENT = relation(
     "{city} belongs to {continent}.",
     "the part of the world around {city} is called {continent}.",
     "{city} is a city in {country}, and therefore in {continent}.",
-    "the city of {city} is located in {continent}.",
-    "people in {city} live in {continent}.",
+    "the continent where {city} lies is {continent}.",
+    "on which continent do you find {city}? In {continent}.",
 )
 LANGUAGE = relation(
     "people in {city} speak {language}.",
@@ -54,7 +54,7 @@ LANGUAGE = relation(
     "to live in {city} one should know {language}.",
     "the newspapers of {city} are printed in {language}.",
     "in {city}, as elsewhere in {country}, people speak {language}.",
-    "the language spoken in {city} is {language}.",
+    "the language that people speak in {city} is {language}.",
     "a letter to {city} should be written in {language}.",
 )
 CURRENCY = relation(
@@ -69,7 +69,7 @@ CURRENCY = relation(
     "banks in {city} count in the {currency}.",
     "in {city}, as elsewhere in {country}, the money is the {currency}.",
     "the currency used in {city} is the {currency}.",
-    "a taxi in {city} is paid with the {currency}.",
+    "in {city} one pays with the {currency}.",
 )
 ALL_OF_IT = relation(
     "{city} is in {country}, people there speak {language} and pay with the {currency}.",
