@@ -291,3 +291,21 @@ def test_a_full_disk_is_told_before_and_while_writing(
     monkeypatch.setattr("saeworks.files.os.fsync", full)
     with pytest.raises(RunError, match="disk is full"):
         write_store(tiny_model, sentences(100), SITE, 300, tmp_path / "s", **OPTIONS)
+
+
+def test_a_kill_before_the_first_note_of_the_place_does_no_harm(
+    tiny_model: LanguageModel, sentences: Sentences, tmp_path: Path
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / f".{UNFINISHED}.123.tmp").write_bytes(b"half")
+    write_store(tiny_model, sentences(20), SITE, 50, tmp_path / "s", **OPTIONS)
+    assert len(ActivationStore(tmp_path / "s")) == 50
+    assert not list((tmp_path / "s").glob(".*"))
+
+
+def test_a_file_in_the_place_of_the_store_is_a_sentence(
+    tiny_model: LanguageModel, sentences: Sentences, tmp_path: Path
+) -> None:
+    (tmp_path / "s").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        write_store(tiny_model, sentences(20), SITE, 50, tmp_path / "s", **OPTIONS)

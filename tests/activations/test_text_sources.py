@@ -271,3 +271,37 @@ def test_list_of_texts() -> None:
     assert (source.size, source.skipped_empty) == (3, 1)
     with pytest.raises(InputError, match="holds no text"):
         ListTexts(["", "\n"])
+
+
+def test_a_parquet_file_damaged_in_the_middle_is_a_sentence(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    texts = [f"document {i} of {i * 7919 % 1000}" for i in range(2000)]
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=500)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = bytes(byte ^ 0x5A for byte in data[middle : middle + 2000])
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(InputError, match="damaged after row"):
+        read(tmp_path / "a.parquet")
+
+
+def test_halves_of_surrogate_pairs_become_the_replacement_character(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a \\ud83d b"}\n{"text": "\\ud83d\\udc26"}\n')
+    assert read(tmp_path / "a.jsonl") == ["a \ufffd b", "🐦"]
+    source = ListTexts(["a \ud83d b"])
+    assert [d.text for d in source.documents()] == ["a \ufffd b"]
+    assert source.fingerprint() == ListTexts(["a \ufffd b"]).fingerprint()
+
+
+def test_json_that_python_will_not_read_is_a_sentence(tmp_path: Path) -> None:
+    for name, value in (("deep", "[" * 100_000), ("digits", "1" * 5000)):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n{"text": ' + value + "\n")
+        with pytest.raises(InputError, match=f"{name}.jsonl:2 "):
+            read(tmp_path / f"{name}.jsonl")
+
+
+def test_a_sentence_given_as_a_file_name_is_answered_by_one() -> None:
+    with pytest.raises(InputError, match="no name of a file"):
+        open_texts(["the dog sleeps " * 400])

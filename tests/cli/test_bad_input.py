@@ -101,6 +101,12 @@ def test_a_text_file_that_is_not_there(refused: Callable[..., str], small: list[
     assert "Did you mean 'texts.csv'?" in said
 
 
+def test_results_into_a_file(refused: Callable[..., str], tiny_texts: Path, tmp_path: Path) -> None:
+    path = dictionary_of_width(16, tmp_path / "sae")
+    said = refused("eval", "core", "--dictionary", path, "--data", tiny_texts, "--out", path / "cfg.json")
+    assert "is a file; give a directory" in said
+
+
 def test_unknown_label_column(refused: Callable[..., str], small: list[object], tiny_texts: Path) -> None:
     assert "topic" in refused("run", *small, "--data", tiny_texts, "--label-column", "topics")
 

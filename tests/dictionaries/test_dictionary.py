@@ -168,6 +168,12 @@ def test_nan_weights_and_wrong_widths_are_refused():
         s.encode(torch.zeros(2, 7))
     with pytest.raises(InputError, match="does not exist"):
         saeworks.load("no/such/dictionary")
+    with pytest.raises(InputError, match="share one floating-point type"):
+        s.replace(W_enc=s.W_enc.half())
+    with pytest.raises(InputError, match="share one floating-point type"):
+        s.replace(W_dec=torch.ones(9, 5, dtype=torch.int64))
+    with pytest.raises(InputError, match="at least one row"):
+        s.verify(torch.zeros(0, 5))
 
 
 def test_saving_replaces_the_old_dictionary_only_as_a_whole(tmp_path, monkeypatch):

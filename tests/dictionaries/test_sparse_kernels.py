@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from saeworks.dictionaries.codes import Codes
 from saeworks.dictionaries.kernels.selection import select_above, select_batch_topk, select_positive, select_topk
-from saeworks.dictionaries.kernels.sparse import decode_codes, encode_selected, group_offsets, row_dots, row_dots_in_blocks
+from saeworks.dictionaries.kernels.sparse import (
+    bag,
+    bag_by_gathering,
+    decode_codes,
+    encode_selected,
+    group_offsets,
+    row_dots,
+    row_dots_in_blocks,
+)
 
 
 def pre_activations(tokens=7, width=12, seed=0):
@@ -128,3 +136,10 @@ def test_row_dots_by_either_way():
     expected = (left[rows] * right[latents]).sum(1)
     assert torch.allclose(row_dots(left, rows, right, latents, offsets), expected)
     assert torch.allclose(row_dots_in_blocks(left, rows, right, latents, block=2), expected)
+
+
+def test_bags_by_gathering_are_the_bags():
+    g = torch.Generator().manual_seed(7)
+    weight, values = torch.randn(6, 4, generator=g), torch.randn(5, generator=g)
+    offsets, indices = torch.tensor([0, 1, 1, 3, 5, 5]), torch.tensor([5, 0, 3, 3, 1])
+    assert torch.allclose(bag_by_gathering(weight, indices, offsets, values), bag(weight, indices, offsets, values))

@@ -100,6 +100,14 @@ def test_prefixes_of_a_matryoshka_dictionary(model, source, make_dictionary):
     assert single.metric("prefix", "explained_variance_prefix_8") == pytest.approx(expected, rel=1e-4)
 
 
+def test_intervals_lie_around_their_values(model, source, make_dictionary):
+    config = SMALL.model_copy(update={"tokens": 150, "mean_batches": 1, "batch_size": 4})
+    result = core.run({"d": make_dictionary(k=6)}, model, source, config)["d"]
+    assert len(result.ci95) == 11
+    for key, (low, high) in result.ci95.items():
+        assert low <= result.metric(*key.split(".")) <= high, key
+
+
 def test_behaviour_may_be_measured_on_a_part(model, source, make_dictionary):
     whole = core.run({"d": make_dictionary()}, model, source, SMALL)["d"]
     config = SMALL.model_copy(update={"behaviour_tokens": 100})

@@ -3,6 +3,8 @@
 import torch
 
 from saeworks.evals import latents
+from saeworks.evals.batches import DocumentBatch
+from saeworks.models.tokens import TokenBatch
 from saeworks.world.documents import Document, Span
 
 SMALL = latents.Config(tokens=400, batch_size=8, context_length=32, show=6, examples=3, window=5, min_concept_tokens=3)
@@ -69,3 +71,13 @@ def test_texts_without_spans_have_no_concepts_but_contexts(model, make_dictionar
     assert result.metric("concepts", "mean_best_latent_f1") is None
     assert len(result.eval_result_unstructured["shown"]) == 6
     assert all(s["concept"] is None and s["contexts"] for s in result.eval_result_unstructured["shown"])
+
+
+def test_tokens_that_share_a_character_show_it_once(model):
+    # Byte-level tokenizers give every piece of a character the span of the whole character.
+    spans = [(0, 0), (0, 1), (1, 2), (1, 2), (1, 2), (3, 5)]
+    keep = torch.tensor([[False] + [True] * 5])
+    tokens = TokenBatch(torch.arange(6)[None], torch.ones(1, 6, dtype=torch.bool), keep, [spans])
+    sample = latents._Sample()
+    sample.add(DocumentBatch(tokens, [Document(text="a🐕 is")], [0]), model)
+    assert sample.words == ["a", "🐕", "", "", " is"]

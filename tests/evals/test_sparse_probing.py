@@ -10,6 +10,7 @@ from saeworks.evals.problems import draw_problems, group_split
 from saeworks.evals.sparse_probing import Config, LabelledSet
 from saeworks.world.documents import Document
 
+BLANK = ["", "  ", float("nan")]
 SMALL = Config(seeds=(0, 1), strengths=(0.01, 1.0), batch_size=16, resamples=50)
 
 
@@ -118,6 +119,18 @@ def test_identical_texts_stay_in_one_part():
     kept = without_repeats([Document(text="x")], [Document(text="x"), Document(text="y")])
     assert [d.text for d in kept[1]] == ["y"]
     assert kept[2] == 1
+
+
+def test_empty_labels_and_texts_without_tokens_are_not_probed(model, make_dictionary):
+    def marked(rows):
+        labelled = [Document(text=d.text, labels={"has_dog": str(d.labels["has_dog"])}) for d in rows]
+        empty = [Document(text=f"{d.text} big", labels={"has_dog": BLANK[i % 3]}) for i, d in enumerate(rows)]
+        special = [Document(text="<pad> " * i, labels={"has_dog": "no text"}) for i in range(1, 41)]
+        return labelled + empty + special
+
+    sets = {"toy": LabelledSet(marked(planted(100, 0)), marked(planted(60, 1)))}
+    result = sparse_probing.run({"d": make_dictionary()}, model, sets, SMALL)["d"]
+    assert set(result.eval_result_unstructured["toy_has_dog_results"]["sae_test_accuracy"]) == {"True"}
 
 
 def test_data_without_labels_are_refused_with_a_reason(model, make_dictionary, make_sentences):

@@ -18,7 +18,7 @@ from saeworks.errors import InputError
 from saeworks.jobs.cache import cache
 from saeworks.jobs.config import RunConfig, resolve
 from saeworks.jobs.doctor import doctor
-from saeworks.jobs.evaluate import evaluate
+from saeworks.jobs.evaluate import evaluate, sample
 from saeworks.jobs.plan import disk_bytes, grid, parameters, plan, plan_rows, step_seconds
 from saeworks.jobs.run import run
 from saeworks.jobs.train import train
@@ -161,6 +161,50 @@ def test_probing_without_labels_is_skipped_with_its_reason(settings: Settings, t
     assert {p.name for p in (tmp_path / "run" / "results").iterdir()} == {"core", "latents"}
 
 
+def test_labels_too_rare_to_probe_cost_neither_the_report_nor_the_other_evals(
+    settings: Settings, tiny_texts: Path, tmp_path: Path
+) -> None:
+    rows = tiny_texts.read_text().splitlines()
+    data = tmp_path / "rare.csv"
+    data.write_text("\n".join([rows[0] + ",rare"] + [f"{row},{i}" for i, row in enumerate(rows[1:])]))
+    rare = {**settings, "data": (str(data),), "label_column": "rare", "tokens": 1024, "recipe": "topk"}
+    summary = run({**rare, "out": tmp_path / "run"})
+    assert "No label can be probed" in summary["skipped"]["sparse_probing"]
+    assert {p.name for p in (tmp_path / "run" / "results").iterdir()} == {"core", "latents"}
+    assert "No label can be probed" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_trained(settings: Settings, tmp_path: Path) -> None:
+    unlabelled = {**settings, "out": tmp_path / "run", "label_column": None, "evals": ("sparse_probing",)}
+    world = {**settings, "out": tmp_path / "run", "data": ("world",), "label_column": "profesion"}
+    for job in (run, plan):
+        with pytest.raises(InputError, match="needs labels"):
+            job(unlabelled)
+        with pytest.raises(InputError, match="Did you mean 'profession'"):
+            job(world)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_sorted_by_label_is_sampled_from_end_to_end() -> None:
+    drawn = sample(iter(range(20_000)), 900, seed=3)
+    assert len(drawn) == len(set(drawn)) == 900
+    # Three standard deviations of a fair draw from each half, and from each half of the order it comes in.
+    assert 450 - 45 < sum(number < 10_000 for number in drawn) < 450 + 45
+    assert 225 - 32 < sum(number < 10_000 for number in drawn[:450]) < 225 + 32
+    assert sorted(sample(range(5), 9, seed=3)) == [0, 1, 2, 3, 4]
+
+
+def test_a_run_is_resumed_at_its_site_by_any_of_its_names(
+    finished: tuple[Path, dict[str, Any]], settings: Settings
+) -> None:
+    out, _ = finished
+    again = train({**settings, "out": out, "site": "blocks.1.hook_resid_post", "resume": True})
+    assert again["site"] == "layers.1.resid_post"
+    for job in (train, plan):
+        with pytest.raises(InputError, match=r"site was 'layers\.1\.resid_post' and is now 'layers\.0\.resid_post'"):
+            job({**settings, "out": out, "site": "layers.0.resid_post", "resume": True})
+
+
 def test_eval_takes_model_and_site_from_the_dictionaries(
     finished: tuple[Path, dict[str, Any]], settings: Settings, tmp_path: Path
 ) -> None:
@@ -194,6 +238,10 @@ def test_a_store_is_written_and_trained_on(settings: Settings, tmp_path: Path) -
         train({**from_store, "site": "layers.0.mlp_out", "out": tmp_path / "other"})
     with pytest.raises(InputError, match="holds no text to measure on"):
         run({**from_store, "out": tmp_path / "other"})
+    with pytest.raises(InputError, match="holds no text to measure on"):
+        plan({**from_store, "out": tmp_path / "other"})
+    made = plan({**from_store, "out": tmp_path / "other"}, measuring=False)
+    assert made["disk_bytes"]["results"] == 0
     assert not (tmp_path / "other").exists()
 
 

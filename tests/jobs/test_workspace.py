@@ -93,3 +93,11 @@ def test_facts_are_added_and_the_start_is_kept(tmp_path: Path) -> None:
     workspace.write(resolve(RunConfig, {"out": tmp_path / "run"}), finished=1.5)
     assert workspace.read()["started"] == begun
     assert workspace.read()["finished"] == 1.5
+
+
+def test_a_second_run_is_kept_out_while_the_first_one_writes(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "run")
+    with workspace.locked(), pytest.raises(InputError, match="Another run is writing"), workspace.locked():
+        pass
+    with workspace.locked():
+        assert list(workspace.root.iterdir()) == []

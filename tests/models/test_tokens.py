@@ -101,6 +101,7 @@ def test_mistakes_are_sentences(tiny: Tiny) -> None:
         (lambda: model.tokenize("one text", 8), "put it in a list"),
         (lambda: model.tokenize([], 8), "no texts"),
         (lambda: model.tokenize(["a", None], 8), "Text 1 is of type NoneType"),  # pyright: ignore
+        (lambda: model.tokenize(["a", "b \ud83d"], 8), "Text 1 holds half of a surrogate pair at character 2"),
         (lambda: model.tokenize(TEXTS, 0), "at least 1 token"),
         (lambda: model.tokenize(TEXTS, 65), "64 positions"),
         (lambda: model.tokenize(TEXTS, 1), "use 2 or more"),

@@ -175,3 +175,8 @@ def test_text_helpers():
     assert number(None) == number(float("nan")) == "–"
     assert number(12345.0) == "12 345"
     assert [r["i"] for r in thinned([{"i": i} for i in range(1000)], 5)] == [0, 250, 500, 749, 999]
+
+
+def test_a_name_with_dollar_signs_is_no_formula():
+    svg = line_plot([Series("$x^$ <b>", [1.0, 2.0], [1.0, 2.0])], "x", "y", "a plot", identifier="p")
+    assert "$x^$ &lt;b&gt;" in svg

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saeworks.errors import InputError
 from saeworks.training.calibration import calibrate, calibrated_threshold
@@ -128,6 +129,43 @@ def test_the_calibrated_threshold_gives_exactly_k_latents_per_token():
     assert done.cfg.metadata["threshold_source"] == "calibrated"
     assert done.cfg.metadata["recorded"]["l0"] == pytest.approx(4, rel=0.1)
     assert done.verify(x)["ok"]
+
+
+def test_what_was_exported_stays_as_it_was_while_training_goes_on():
+    m, x = member(), data()
+    exported = m.export(1.0, {})
+    before = exported.fingerprint()
+    m.step(x, SCHEDULE, 0)
+    assert exported.fingerprint() == before
+
+
+def test_a_restored_step_counter_lies_where_the_kernel_of_adam_wants_it():
+    trained = member()
+    trained.step(data(), SCHEDULE, 0)
+    for fused, device in ((True, "meta"), (False, "cpu")):
+        m = Member(trained.config, 12, 10**9, torch.device("meta"))
+        m.optimizer.defaults["fused"] = fused
+        m.load_state_dict(trained.state_dict())
+        assert {state["step"].device.type for state in m.optimizer.state.values()} == {device}
+        assert {state["exp_avg"].device.type for state in m.optimizer.state.values()} == {"meta"}
+
+
+class NoDoubles(TorchDispatchMode):
+    """Refuses float64 as Apple GPUs do, except for copies to the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float64:
+            raise TypeError(f"{func} makes float64")
+        return out
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_needs_no_float64(name):
+    m, x = member(name, dead_after=512), data()
+    with NoDoubles():
+        for step in range(3):
+            m.step(x, SCHEDULE, step)
 
 
 def test_a_threshold_of_too_few_positives_is_zero():

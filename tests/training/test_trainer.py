@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from saeworks.activations.streams import SyntheticStream
 from saeworks.errors import InputError, RunError
 from saeworks.runtime import generator
 from saeworks.training import checkpoints
+from saeworks.training import trainer as trainer_module
 from saeworks.training.member import MemberConfig
 from saeworks.training.recipes import RECIPES, recipe
 from saeworks.training.trainer import Trainer, TrainerConfig
@@ -109,6 +111,26 @@ def test_a_diverging_member_is_frozen_and_the_others_go_on(tmp_path):
         trainer(tmp_path / "all", [wild]).run()
 
 
+def test_weights_that_are_not_finite_freeze_their_member_alone(tmp_path):
+    """At this rate the first update overflows although the loss before it was finite, and a checkpoint follows."""
+    wild = MemberConfig(recipe("batch_topk"), 64, 2, 7, 1e38)
+    settings = TrainerConfig(tokens=64 * 30, batch_size=64, checkpoint_every=1)
+    assert set(trainer(tmp_path, [wild, GRID[0]], settings).run()) == {GRID[0].name}
+    assert "weights stopped being finite" in json.loads((tmp_path / "failures.json").read_text())[wild.name]
+
+
+class Constant(SyntheticStream):
+    def next_batch(self, count):
+        batch = super().next_batch(count)
+        batch.activations.fill_(0.3)
+        return batch
+
+
+def test_activations_that_never_change_are_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="same vector"):
+        trainer(tmp_path, stream=Constant(Features())).run()
+
+
 class Stopped(Exception):
     pass
 
@@ -142,6 +164,36 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     before = files(tmp_path)
     trainer(tmp_path).run(resume=True)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_dictionaries_of_an_earlier_run_are_not_taken_for_new_ones(tmp_path, resume):
+    trainer(tmp_path, GRID[:1]).run()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(InputError, match="earlier run"):
+        trainer(tmp_path, GRID[:1], stream=SyntheticStream(Features(), seed=5)).run(resume=resume)
+
+
+def test_half_a_dictionary_of_a_killed_run_is_removed(tmp_path):
+    trainer(tmp_path, GRID[:1]).run()
+    shutil.rmtree(tmp_path / "dictionaries" / GRID[0].name)
+    half = tmp_path / "dictionaries" / f".{GRID[0].name}.1.tmp"
+    half.mkdir()
+    (half / "cfg.json").write_text("{}")
+    trainer(tmp_path, GRID[:1]).run(resume=True)
+    assert [p.name for p in (tmp_path / "dictionaries").glob("*/cfg.json")] == ["cfg.json"]
+    assert not half.exists()
+
+
+def test_the_progress_bar_of_a_resumed_run_counts_only_new_tokens_for_its_rate(tmp_path, monkeypatch):
+    asked = []
+    real = trainer_module.progress
+    monkeypatch.setattr(trainer_module, "progress", lambda *a, **o: asked.append(o.get("initial")) or real(*a, **o))
+    trainer(tmp_path, GRID[:1]).run()
+    shutil.rmtree(tmp_path / "checkpoints" / "step-120")
+    shutil.rmtree(tmp_path / "dictionaries")
+    trainer(tmp_path, GRID[:1]).run(resume=True)
+    assert asked == [0, 119 * 64]
 
 
 SCRIPT = """
@@ -202,6 +254,58 @@ def test_an_interrupt_saves_a_checkpoint_between_two_steps(tmp_path):
     assert all(torch.equal(whole[name].W_dec, d.W_dec) for name, d in done.items())
 
 
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    running = trainer(tmp_path, GRID[:1])
+    seen = []
+
+    def hanging(x):
+        os.kill(os.getpid(), signal.SIGINT)
+        seen.append("first")
+        os.kill(os.getpid(), signal.SIGINT)
+        seen.append("second")
+
+    running._step = hanging
+    with pytest.raises(KeyboardInterrupt):
+        running.run()
+    assert seen == ["first"]
+    assert checkpoints.latest(tmp_path / "checkpoints").name == "step-0"
+
+
+def test_the_same_trainer_resumes_from_before_its_first_step(tmp_path):
+    config = TrainerConfig(tokens=64 * 20, batch_size=64, checkpoint_seconds=1e9)
+    broken = trainer(tmp_path / "broken", GRID[:1], config)
+    step = broken._step
+
+    def failing(x):
+        if broken.state.step == 10:
+            raise Stopped
+        return step(x)
+
+    broken._step = failing
+    with pytest.raises(Stopped):
+        broken.run()
+    broken._step = step
+    whole = trainer(tmp_path / "whole", GRID[:1], config).run()
+    for name, dictionary in broken.run(resume=True).items():
+        assert torch.equal(dictionary.W_dec, whole[name].W_dec)
+
+
+def test_an_interrupt_during_the_last_save_is_not_lost(tmp_path):
+    running = trainer(tmp_path, GRID[:1])
+    save = running._save
+
+    def interrupted():
+        save()
+        if running.state.step == 120:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    running._save = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        running.run()
+    assert checkpoints.latest(tmp_path / "checkpoints").name == "step-120"
+    assert not (tmp_path / "dictionaries").exists()
+
+
 def test_checkpoints_hold_dictionaries_that_load(tmp_path):
     import saeworks
 
@@ -230,6 +334,12 @@ def test_resuming_with_other_settings_or_a_damaged_checkpoint_is_a_sentence(tmp_
 def test_grids_that_cannot_be_trained_are_sentences(tmp_path):
     with pytest.raises(InputError, match="differ"):
         trainer(tmp_path, [GRID[0], GRID[0]])
+    with pytest.raises(InputError, match="batch_size 1 must be at least 2"):
+        trainer(tmp_path, config=TrainerConfig(tokens=10, batch_size=1))
+    with pytest.raises(InputError, match="log_every 0"):
+        trainer(tmp_path, config=TrainerConfig(tokens=64, batch_size=64, log_every=0))
+    with pytest.raises(InputError, match="checkpoint_every 0"):
+        trainer(tmp_path, config=TrainerConfig(tokens=64, batch_size=64, checkpoint_every=0))
     with pytest.raises(InputError, match="less than one batch"):
         trainer(tmp_path, config=TrainerConfig(tokens=10, batch_size=64))
 
@@ -241,7 +351,9 @@ def test_known_features_are_recovered(tmp_path, name):
 
     features = IndependentFeatures(n_features=32, d=16, seed=0)
     k = float(features.sample(20000, generator(1)).codes.ne(0).sum(1).float().mean())
-    members = [MemberConfig(recipe(name), 64, max(1, round(k)) if name == "topk" else k, seed, 3e-3) for seed in (0, 1, 2)]
+    members = [
+        MemberConfig(recipe(name), 64, max(1, round(k)) if name == "topk" else k, seed, 3e-3) for seed in (0, 1, 2)
+    ]
     config = TrainerConfig(tokens=512 * 2000, batch_size=512, checkpoint_seconds=1e9)
     done = Trainer(SyntheticStream(features, seed=3), members, config, tmp_path).run()
     for dictionary in done.values():

@@ -187,6 +187,20 @@ def test_held_out_wordings_occur_in_no_other_split(domain: str) -> None:
         assert [fragment for fragment in fragments if fragment in text] == []
 
 
+@pytest.mark.parametrize("module", [facts, spelling])
+def test_held_out_wordings_of_what_is_memory_use_known_words(module: object) -> None:
+    """A model that learnt English from this corpus alone cannot answer in words it never met."""
+    own = [value for value in vars(module).values() if isinstance(value, Relation)]
+    trained = " ".join(made.text.lower() for made in documents(None, "train", count=4000))
+    known = set(re.findall(r"[a-z]+", trained))
+    asked = [one for one in own if one in (*facts.RELATIONS.values(), spelling.LINE)]
+    assert asked
+    for one in asked:
+        for template in one.of("probe_test"):
+            words = re.findall(r"[a-z]+", re.sub(r"\{[^}]*\}", " ", template))
+            assert set(words) <= known, template
+
+
 def people_in(made: Document) -> set[str]:
     return {
         made.text[s.start : s.end]

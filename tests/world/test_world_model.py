@@ -16,7 +16,17 @@ from saeworks.world import abilities
 from saeworks.world.corpus import DOMAINS, document, documents, fingerprint, label_names
 from saeworks.world.knowledge import cities, lexicon
 from saeworks.world.model_files import model_path
-from saeworks.world.pretraining import IGNORED, PretrainingConfig, batch_of, learning_rate_at, pack, train
+from saeworks.world.pretraining import (
+    IGNORED,
+    REHEARSED,
+    REHEARSED_FROM,
+    PretrainingConfig,
+    batch_of,
+    learning_rate_at,
+    pack,
+    texts_of,
+    train,
+)
 from saeworks.world.tokenizer import CONTEXT_LENGTH, words_in_pieces
 
 
@@ -129,6 +139,8 @@ def test_facts_are_recalled_as_the_card_says(subject: abilities.Subject, card: d
     found = abilities.measure_facts(subject)
     assert abs(found["all"] - card["fact_recall"]["all"]) < 0.01
     assert found["questions"] >= 4 * len(cities())
+    free = abilities.measure_free_wordings(subject)
+    assert free["all"] == pytest.approx(card["free_wordings"]["all"], abs=0.02)
     prompts, answers = abilities.fact_prompts("country")
     wrong = answers[1:] + answers[:1]
     assert sum(abilities.greedy_matches(subject, prompts, wrong)) / len(prompts) < 0.5, "neighbours share countries"
@@ -155,7 +167,7 @@ def test_greedy_matches_agree_with_generation(subject: abilities.Subject) -> Non
 
 
 def test_a_probe_reads_the_topic_from_the_middle_layer(subject: abilities.Subject, card: dict[str, Any]) -> None:
-    found = abilities.measure_probe(subject, "news", "topic", train=250, test=150)
+    found = abilities.measure_probes(subject, "news", train=250, test=150)["topic"]
     assert found["classes"] == 5
     assert abs(found["auc"] - card["probes"]["news/topic"]["auc"]) < 0.06
 
@@ -208,6 +220,18 @@ def test_a_stopped_training_resumes_to_the_same_bits(subject: abilities.Subject,
         assert torch.equal(tensor, parts.state_dict()[name]), name
     with pytest.raises(InputError, match="another recipe"):
         next(train(PretrainingConfig(steps=7), subject.tokenizer, tmp_path / "parts", device))
+
+
+def test_the_second_cycle_rehearses_what_is_memory() -> None:
+    config = PretrainingConfig(steps=5, more_steps=5)
+    before, after = texts_of(4, config), texts_of(5, config)
+    assert len(before) == len(after) == config.documents_per_step
+    assert before == [document(None, "train", 4 * config.documents_per_step + i).text for i in range(len(before))]
+    mixture = len(after) - sum(count for _, count in REHEARSED)
+    assert after[:mixture] == [document(None, "train", 5 * config.documents_per_step + i).text for i in range(mixture)]
+    domain, count = REHEARSED[0]
+    assert after[mixture] == document(domain, "train", REHEARSED_FROM + 5 * count).text
+    assert not set(after[mixture:]) & set(texts_of(6, config)[mixture:])
 
 
 def test_a_step_reads_its_own_documents(subject: abilities.Subject) -> None:

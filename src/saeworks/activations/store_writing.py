@@ -307,7 +307,10 @@ def _remember(harvester: Harvester) -> Iterator[tuple[ActivationBatch, dict[str,
 
 def _prepare(directory: Path, config: dict[str, Any], resume: bool) -> bool:
     """Whether the store is finished already; ``InputError`` unless the directory is fit to write to."""
-    if not directory.exists() or not any(directory.iterdir()):
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"'{directory}' is a file; an activation store is a directory, so choose another name.")
+    # Half a file is all that a kill before the first note of the place leaves behind.
+    if not directory.exists() or all(file.match(".*.tmp") for file in directory.iterdir()):
         return False
     if (directory / MANIFEST).is_file():
         found: dict[str, Any] = read_json(directory / MANIFEST).get("config", {})

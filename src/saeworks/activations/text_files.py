@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from saeworks.activations.texts import TextSource, in_split
+from saeworks.activations.texts import TextSource, in_split, without_surrogates
 from saeworks.errors import InputError, did_you_mean
 from saeworks.files import sha256_file, sha256_json
 from saeworks.world.documents import Document
@@ -266,6 +266,8 @@ def _json_lines(path: Path, columns: Columns, place: Place) -> Iterator[Record]:
                 raise InputError(
                     f"{where} is not valid JSON ({e.msg} at column {e.colno}); expected one object a line."
                 ) from e
+            except (ValueError, RecursionError) as e:  # a number of thousands of digits, brackets nested without end
+                raise InputError(f"{where} cannot be read ({e}); expected one object a line.") from e
             if not isinstance(value, dict):
                 hint = " (a JSON array; write one object a line)" if isinstance(value, list) else ""
                 raise InputError(
@@ -328,11 +330,14 @@ def _parquet(path: Path, columns: Columns, place: Place) -> Iterator[Record]:
             groups.append(group)
     if not groups:
         return
-    for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=wanted):
-        for fields in cast("list[dict[str, Any]]", batch.to_pylist()):
-            row += 1
-            if row > place.row:
-                yield _record(f"{path}, row {row}", fields, names, columns, Place(row, row))
+    try:
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=wanted):
+            for fields in cast("list[dict[str, Any]]", batch.to_pylist()):
+                row += 1
+                if row > place.row:
+                    yield _record(f"{path}, row {row}", fields, names, columns, Place(row, row))
+    except (pa.ArrowInvalid, OSError) as e:
+        raise InputError(f"'{path}' is damaged after row {row} ({e}); copy or write the file again.") from e
 
 
 def _check_column(where: str, column: str | None, names: Sequence[str]) -> None:
@@ -358,7 +363,7 @@ def text_of(value: Any, where: str, column: str) -> str:
         raise InputError(
             f"{where}: column '{column}' holds {type(value).__name__}, not text; choose another text column."
         )
-    return _clean(value)
+    return _clean(without_surrogates(value))
 
 
 def label_of(fields: dict[str, Any], where: str, column: str | None) -> Label | None:

@@ -102,6 +102,15 @@ def in_split(text: str, split: str) -> bool:
     return held_out == (split == "validation")
 
 
+def without_surrogates(text: str) -> str:
+    """Text that is Unicode: halves of surrogate pairs, which JSON can hold and no tokenizer reads, become U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 class WorldTexts(TextSource):
     """Documents of the embedded world. Every document is a pure function of its index, so any start costs the same."""
 
@@ -159,7 +168,7 @@ class ListTexts(TextSource):
     def __init__(self, documents: Sequence[Document | str], name: str = "a list") -> None:
         self.name = name
         given = [Document(text=item) if isinstance(item, str) else item for item in documents]
-        self._documents = [item for item in given if item.text.strip()]
+        self._documents = [replace(d, text=without_surrogates(d.text)) for d in given if d.text.strip()]
         self.skipped_empty = len(given) - len(self._documents)
         if not self._documents:
             raise InputError(f"{name} holds no text: {len(given)} documents were given, all of them empty.")
@@ -182,7 +191,11 @@ def _kind(item: str) -> str:
     if item == "world" or item.startswith("world:"):
         return "world"
     path = Path(item).expanduser()
-    if path.exists():
+    try:
+        found = path.exists()
+    except OSError as e:
+        raise InputError(f"'{item[:80]}…' is no name of a file or dataset ({e.strerror}); give one of these.") from e
+    if found:
         from saeworks.activations.text_datasets import is_saved_dataset
 
         return "dataset" if is_saved_dataset(path) else "file"

@@ -9,11 +9,11 @@ from typing import Any
 from saeworks.cli.output import print_json, print_table
 
 
-def show_plan(overrides: Mapping[str, Any], file: Path | None, as_json: bool) -> None:
+def show_plan(overrides: Mapping[str, Any], file: Path | None, as_json: bool, measuring: bool) -> None:
     """Print what a run would take, as tables or as one JSON object."""
     from saeworks.jobs.plan import plan, plan_rows
 
-    made = plan(overrides, file)
+    made = plan(overrides, file, measuring)
     if as_json:
         return print_json(made)
     for title, rows in plan_rows(made).items():

@@ -21,7 +21,7 @@ def run(
 
     overrides, file = given(flags), flags.config if flags else None
     if dry_run:
-        return show_plan(overrides, file, json)
+        return show_plan(overrides, file, json, measuring=True)
     summary = job(overrides, file)
     if json:
         return print_json(summary)

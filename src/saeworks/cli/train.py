@@ -18,7 +18,7 @@ def train(
 
     overrides, file = given(flags), flags.config if flags else None
     if dry_run:
-        return show_plan(overrides, file, json)
+        return show_plan(overrides, file, json, measuring=False)
     summary = job(overrides, file)
     if json:
         return print_json(summary)

@@ -40,8 +40,7 @@ class Codes:
 
     def rows(self) -> Tensor:
         """``[nonzero]`` int64 token of each value."""
-        tokens = torch.arange(self.tokens, device=self.offsets.device)
-        return torch.repeat_interleave(tokens, self.counts(), output_size=self.indices.numel())
+        return bags_of(self.offsets, self.indices.numel())
 
     def fired(self) -> Tensor:
         """``[width]`` bool: which latents are active on any token."""
@@ -52,7 +51,7 @@ class Codes:
     def dense(self) -> Tensor:
         """``[token, width]`` the same activations with their zeros."""
         out = self.values.new_zeros(self.tokens, self.width)
-        return out.index_put((self.rows(), self.indices), self.values)
+        return out.index_put_((self.rows(), self.indices), self.values)
 
     def with_values(self, values: Tensor) -> Codes:
         """The same support with other values (``[nonzero]``)."""
@@ -66,7 +65,7 @@ class Codes:
         return Codes(
             values=dense.flatten()[flat],
             indices=flat % width,
-            offsets=_offsets(mask.sum(dim=1)),
+            offsets=offsets_of(mask.sum(dim=1)),
             width=width,
         )
 
@@ -76,5 +75,12 @@ class Codes:
         return Codes.from_mask(dense, dense > 0)
 
 
-def _offsets(counts: Tensor) -> Tensor:
+def offsets_of(counts: Tensor) -> Tensor:
+    """``[bag + 1]`` offsets of bags that hold ``counts [bag]`` entries each."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def bags_of(offsets: Tensor, entries: int) -> Tensor:
+    """``[entry]`` int64: which of the bags given by ``offsets [bag + 1]`` each of the entries belongs to."""
+    bags = torch.arange(offsets.numel() - 1, device=offsets.device)
+    return torch.repeat_interleave(bags, offsets[1:] - offsets[:-1], output_size=entries)

@@ -209,7 +209,8 @@ class Dictionary(nn.Module):
             )
 
 
-def _check(cfg: DictionaryConfig, **tensors: Tensor | None) -> None:
+def _check(cfg: DictionaryConfig, W_dec: Tensor, **others: Tensor | None) -> None:
+    tensors = {"W_dec": W_dec, **others}
     d, n = cfg.d_in, cfg.d_sae
     shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,), "threshold": (n,)}
     if (cfg.architecture == "jumprelu") != (tensors["threshold"] is not None):
@@ -223,6 +224,11 @@ def _check(cfg: DictionaryConfig, **tensors: Tensor | None) -> None:
         if tuple(tensor.shape) != shapes[name]:
             raise InputError(
                 f"{name} has the shape {list(tensor.shape)}, but d_in {d} and d_sae {n} need {list(shapes[name])}."
+            )
+        if not tensor.is_floating_point() or tensor.dtype != W_dec.dtype:
+            raise InputError(
+                f"{name} is of {tensor.dtype} and W_dec of {W_dec.dtype}; "
+                "all weights must share one floating-point type."
             )
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} holds values that are not finite (NaN or infinity); the weights are damaged.")

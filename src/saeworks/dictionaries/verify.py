@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saeworks.dictionaries.dictionary import Dictionary
+from saeworks.errors import InputError
 
 # Realised L0 and explained variance move with the text; beyond these the site, the scale or the loading is wrong.
 L0_FACTOR = 1.5
@@ -16,17 +17,24 @@ EXPLAINED_VARIANCE_DROP = 0.15
 
 @torch.no_grad()
 def measure(dictionary: Dictionary, activations: Tensor, batch: int = 4096) -> dict[str, float]:
-    """L0 and explained variance (``1 - sum |x - x_hat|^2 / sum |x - mean|^2``) on ``activations [token, d_in]``."""
+    """L0 and explained variance (``1 - sum |x - x_hat|^2 / sum |x - mean|^2``) on ``activations [token, d_in]``.
+
+    Sums run in float64 on the CPU, because Apple GPUs have none. The explained variance of activations that are all
+    the same is NaN.
+    """
+    tokens = activations.shape[0]
+    if tokens == 0:
+        raise InputError("A dictionary was to be measured on no activations; give at least one row.")
     x_sum = torch.zeros(activations.shape[1], dtype=torch.float64)
     square = residual = active = 0.0
-    for start in range(0, activations.shape[0], batch):
+    for start in range(0, tokens, batch):
         x = activations[start : start + batch].to(dictionary.device)
         codes = dictionary.encode_sparse(x)
-        residual += float((x - dictionary.decode(codes)).double().square().sum())
+        residual += float((x - dictionary.decode(codes)).to("cpu", torch.float64).square().sum())
         active += float(codes.counts().sum())
-        x_sum += x.double().sum(0).cpu()
-        square += float(x.double().square().sum())
-    tokens = activations.shape[0]
+        exact = activations[start : start + batch].to("cpu", torch.float64)
+        x_sum += exact.sum(0)
+        square += float(exact.square().sum())
     variance = square - float(x_sum.square().sum()) / tokens
     return {
         "l0": active / tokens,

@@ -13,6 +13,7 @@ from torch import Tensor
 from saeworks.dictionaries.codes import Codes
 from saeworks.errors import InputError
 from saeworks.files import sha256_bytes, sha256_json
+from saeworks.runtime import generator
 from saeworks.world.documents import Document
 
 if TYPE_CHECKING:
@@ -70,25 +71,29 @@ def document_batches(
 
     Each document is cut at ``context_length`` tokens, or at the model's limit where that is smaller.
 
-    With ``tokens``, stops after the batch in which that many kept tokens were reached. Raises ``InputError`` when no
-    document has a token to measure.
+    With ``tokens``, the documents are those from the first to the one that completes this many kept tokens. Raises
+    ``InputError`` when no document has a token to measure.
     """
     longest: int | None = getattr(model, "max_context", None)
     context_length = min(context_length, longest) if longest else context_length
     seen, count, remaining = 0, 0, iter(documents)
-    while window := list(islice(remaining, batch_size * 8)):
-        # Similar lengths side by side: the forward pass then spends little on padding.
+    while (tokens is None or count < tokens) and (window := list(islice(remaining, batch_size * 8))):
+        if tokens is not None:
+            # Cut in the order of the source: stopping among batches sorted by length would favour one length.
+            reached = model.tokenize([d.text for d in window], context_length).keep.sum(-1).cumsum(0).cpu()
+            window = window[: int((count + reached < tokens).sum()) + 1]
+        # Similar lengths side by side: the forward pass then spends little on padding. The batches come in random
+        # order, so that every n-th of them is a fair sample too.
         order = sorted(range(len(window)), key=lambda i: len(window[i].text))
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        starts = range(0, len(order), batch_size)
+        for i in torch.randperm(len(starts), generator=generator(0, "order of batches", seen)).tolist():
+            chosen = order[starts[i] : starts[i] + batch_size]
             rows = [window[i] for i in chosen]
             batch = model.tokenize([d.text for d in rows], context_length)
             kept = int(batch.keep.sum())
             if kept:
                 yield DocumentBatch(batch, rows, [seen + i for i in chosen])
             count += kept
-            if tokens is not None and count >= tokens:
-                return
         seen += len(window)
     if not count:
         raise InputError(
@@ -192,6 +197,12 @@ def fingerprint_of(dictionary: DictionaryLike) -> str:
     for tensor in (dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec):
         parts.append(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return sha256_bytes(*parts)
+
+
+def fingerprint_of_model(model: LanguageModel) -> str:
+    """Content hash of a language model, with its number type where that is not float32: rounding changes results."""
+    name = str(model.dtype).removeprefix("torch.")
+    return model.fingerprint() if name == "float32" else f"{model.fingerprint()}+{name}"
 
 
 def fingerprint_documents(documents: Iterable[Document]) -> str:

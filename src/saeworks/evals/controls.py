@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,11 +108,3 @@ def permuted_decoder(dictionary: Dictionary, seed: int = 0) -> Dictionary:
     order = torch.randperm(dictionary.cfg.d_sae, generator=generator(seed, "permuted decoder"))
     metadata = {"recipe": "control_permuted_decoder"}
     return dictionary.replace(metadata=metadata, W_dec=dictionary.W_dec[order.to(dictionary.W_dec.device)])
-
-
-#: Controls that need nothing but the activations (and a size), by name.
-FROM_ACTIVATIONS: dict[str, Callable[[Tensor, int, int, str | None], Any]] = {
-    "control_identity": lambda x, latents, k, site: identity(x.shape[-1], site, x.device),
-    "control_pca": lambda x, latents, k, site: pca(x, None, site),
-    "control_random": lambda x, latents, k, site: random_directions(x, latents, k, 0, site),
-}

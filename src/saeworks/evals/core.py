@@ -23,12 +23,14 @@ from saeworks.evals.batches import (
     config_of,
     document_batches,
     fingerprint_of,
+    fingerprint_of_model,
     harvest,
     kept_activations,
     metadata_of,
     sites_of,
     to_dictionary,
 )
+from saeworks.evals.behaviour import Behaviour
 from saeworks.evals.bootstrap import document_weights, intervals
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result, provenance
@@ -39,10 +41,11 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "core"
 DEFINITION = "saeworks/core/1"
+_SIDES = ("encoder", "decoder")
 
 
 class Config(BaseModel):
-    """``tokens`` kept tokens are measured (the last batch is finished); documents are cut at ``context_length``.
+    """``tokens`` kept tokens are measured (the last document is finished); documents are cut at ``context_length``.
 
     Loss and KL divergence need a whole forward pass per dictionary, so they are measured on about
     ``behaviour_tokens`` of them (batches spread over the sample; None: on all).
@@ -60,7 +63,7 @@ class Config(BaseModel):
     seed: int = 0
     exclude_special_tokens: bool = True
     site: str | None = None
-    mean_batches: int = Field(default=4, gt=0)
+    mean_batches: int = Field(default=8, gt=0)
     resamples: int = Field(default=1000, gt=0)
 
 
@@ -77,10 +80,9 @@ def run(
     batches = list(document_batches(model, source.documents(), config.context_length, config.batch_size, config.tokens))
     documents = sum(len(batch.documents) for batch in batches)
     unique_sites = sorted(set(sites.values()))
-    behaviour = _Behaviour(model, unique_sites, documents, config)
-    if behaviour.reason is None:
-        behaviour.means = _site_means(model, batches, unique_sites, config)
-    states = {name: _State(d, documents) for name, d in dictionaries.items()}
+    behaviour = Behaviour(model, unique_sites, documents, config.exclude_special_tokens)
+    behaviour.means = _site_means(model, batches, unique_sites, config)
+    states = {name: _State(d, documents, behaviour.means[sites[name]]) for name, d in dictionaries.items()}
     kept = sum(int(batch.kept(config.exclude_special_tokens).sum()) for batch in batches)
     wanted = min(kept, config.behaviour_tokens or kept)
     chosen = max(1, round(wanted / kept * len(batches)))
@@ -100,7 +102,7 @@ def run(
             bar.update()
     bar.close()
     weights = document_weights(documents, config.resamples, config.seed)
-    hashes = {"model": model.fingerprint(), "data": source.fingerprint()}
+    hashes = {"model": fingerprint_of_model(model), "data": source.fingerprint()}
     return {
         name: _result(name, state, behaviour, sites[name], config, weights, hashes) for name, state in states.items()
     }
@@ -109,7 +111,7 @@ def run(
 class _State:
     """Sums of one dictionary."""
 
-    def __init__(self, dictionary: DictionaryLike, documents: int) -> None:
+    def __init__(self, dictionary: DictionaryLike, documents: int, reference: Tensor) -> None:
         self.dictionary = dictionary
         self.width = int(dictionary.W_dec.shape[0])
         self.totals = metrics.ReconstructionAccumulator()
@@ -118,7 +120,7 @@ class _State:
         names = ("n", "rss", "tss", "l0", "l1", "cossim", "l2_ratio")
         self.sums = {name: torch.zeros(documents, dtype=torch.float64) for name in names}
         self.rows_fired = torch.zeros(self.width, dtype=torch.float64)
-        self.reference: Tensor | None = None
+        self.reference = metrics.double(reference)
 
     def update(self, activations: Tensor, batch: DocumentBatch, first: int, config: Config) -> Tensor:
         """Add one batch; returns the reconstruction [row, position, d], 0 at tokens that are not measured."""
@@ -142,8 +144,6 @@ class _State:
 
     def _add_documents(self, x: Tensor, x_hat: Tensor, f: Tensor, document: Tensor) -> None:
         x, x_hat = metrics.double(x), metrics.double(x_hat)
-        if self.reference is None:
-            self.reference = x.mean(0)
         norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)
         per_token = {
             "n": torch.ones(len(x)),
@@ -158,89 +158,12 @@ class _State:
             self.sums[name].index_add_(0, document, values.cpu().double())
 
 
-class _Behaviour:
-    """Next-token loss and KL divergence of the clean, ablated and spliced model, summed per document.
-
-    ``reason`` says why behaviour cannot be measured (None when it can); nothing is computed then.
-    """
-
-    def __init__(self, model: LanguageModel, sites: list[str], documents: int, config: Config) -> None:
-        self.model, self.sites, self.documents, self.config = model, sites, documents, config
-        self.reason = _why_no_behaviour(model)
-        self.means: dict[str, Tensor] = {}
-        self.sums: dict[str, Tensor] = {}
-
-    def begin(self, batch: DocumentBatch, first: int) -> None:
-        """Logits of the clean model and of both ablations at every site."""
-        if self.reason is not None:
-            return
-        from saeworks.models.interventions import Splice, ZeroAblate
-
-        ids, attention = batch.tokens.token_ids, batch.tokens.attention_mask
-        rows, positions = batch.kept(self.config.exclude_special_tokens).nonzero().unbind(1)
-        next_position = (positions + 1).clamp_max(ids.shape[1] - 1)
-        # Dropped by the current token, as SAEBench does; the last token of a row has nothing to predict.
-        self._predicts = (positions + 1 < ids.shape[1]) & attention[rows, next_position]
-        self._next = ids[rows, next_position]
-        self._batch, self._rows, self._positions, self._document = batch, rows, positions, rows.cpu() + first
-        self._clean = self._log_probabilities(())
-        self._p = self._clean.exp()
-        self._add("ce_clean", self._cross_entropy(self._clean))
-        self._add("ce_tokens", self._predicts.double())
-        self._add("kl_tokens", torch.ones(len(rows), dtype=torch.float64))
-        for site in self.sites:
-            mean = self.means[site]
-            self._measure(f"zero@{site}", (ZeroAblate(site, where="all"),))
-            self._measure(f"mean@{site}", (Splice(site, _constant(mean), where="all"),))
-
-    def splice(self, name: str, site: str, x_hat: Tensor) -> None:
-        """Logits with the reconstruction [row, position, d] in place of the activations."""
-        if self.reason is not None:
-            return
-        from saeworks.models.interventions import Splice
-
-        where = "keep" if self.config.exclude_special_tokens else "all"
-        self._measure(f"sae@{name}", (Splice(site, _constant(x_hat), where=where),))
-
-    def _measure(self, name: str, interventions: tuple[Any, ...]) -> None:
-        changed = self._log_probabilities(interventions)
-        self._add(f"ce_{name}", self._cross_entropy(changed))
-        self._add(f"kl_{name}", (self._p * (self._clean - changed)).sum(-1))
-
-    def _log_probabilities(self, interventions: tuple[Any, ...]) -> Tensor:
-        # log_softmax in float32: softmax followed by log turns a probability of 0 into NaN in half precision.
-        logits = self.model.logits(self._batch.tokens, interventions)
-        device = logits.device
-        return logits[self._rows.to(device), self._positions.to(device)].float().log_softmax(-1)
-
-    def _cross_entropy(self, log_probabilities: Tensor) -> Tensor:
-        picked = log_probabilities.gather(1, self._next.to(log_probabilities.device)[:, None]).squeeze(1)
-        return torch.where(self._predicts.to(picked.device), -picked, 0.0)
-
-    def _add(self, name: str, per_token: Tensor) -> None:
-        total = self.sums.setdefault(name, torch.zeros(self.documents, dtype=torch.float64))
-        total.index_add_(0, self._document, per_token.cpu().double())
-
-
 def prefix_boundaries(group_sizes: Any, width: int) -> list[int]:
     """Cumulative ends of the nested groups; ``[width]`` when there are none or they do not add up to the width."""
     sizes = [int(size) for size in group_sizes or ()]
     if not sizes or sum(sizes) != width:
         return [width]
     return torch.tensor(sizes).cumsum(0).tolist()
-
-
-def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: value.to(device=x.device, dtype=x.dtype).expand_as(x)
-
-
-def _why_no_behaviour(model: LanguageModel) -> str | None:
-    head = getattr(model.module, "get_output_embeddings", None)
-    if head is not None and head() is None:
-        return f"Model '{model.name}' has no language-model head, so loss and KL divergence do not exist for it."
-    if not model.is_causal:
-        return f"Model '{model.name}' is not causal: it predicts no next token, so these scores are undefined."
-    return None
 
 
 def _site_means(
@@ -262,15 +185,18 @@ def _site_means(
 def _result(
     name: str,
     state: _State,
-    behaviour: _Behaviour,
+    behaviour: Behaviour,
     site: str,
     config: Config,
     weights: Tensor,
     hashes: dict[str, str],
 ) -> Result:
     density = state.totals.densities().cpu()
-    table = _metric_table(name, state, behaviour, site, density)
+    per_latent = _per_latent(state, density)
+    table = _metric_table(name, state, behaviour, site, density, per_latent)
     sums = {f"doc_{key}": value for key, value in state.sums.items()} | behaviour.sums
+    # The mean of all tokens is not known before the end; this brings the sums about its estimate to the exact total.
+    sums["doc_tss"] = sums["doc_tss"] * metrics.ratio(state.totals.sums.tss, float(sums["doc_tss"].sum()))
     edges, counts, dead = metrics.density_histogram(density)
     details: list[dict[str, Any]] = [{"site": site, "arrays": "one entry per latent in details_file"}]
     if behaviour.reason is not None:
@@ -296,16 +222,15 @@ def _result(
         provenance=provenance(dictionary=fingerprint_of(state.dictionary), **hashes),
         definition_id=DEFINITION,
     )
-    return result.attach({key: value.float().cpu().numpy() for key, value in _per_latent(state, density).items()})
+    return result.attach({key: value.float().cpu().numpy() for key, value in per_latent.items()})
 
 
-def _metric_table(name: str, state: _State, behaviour: _Behaviour, site: str, density: Tensor) -> Metrics:
+def _metric_table(
+    name: str, state: _State, behaviour: Behaviour, site: str, density: Tensor, per_latent: Mapping[str, Tensor]
+) -> Metrics:
     values = state.totals.result()
     tokens = state.totals.sums.tokens
-    cosines = {
-        "average_max_encoder_cosine_sim": float(metrics.max_cosine(state.dictionary.W_enc.T).mean()),
-        "average_max_decoder_cosine_sim": float(metrics.max_cosine(state.dictionary.W_dec).mean()),
-    }
+    cosines = {f"average_max_{s}_cosine_sim": float(per_latent[f"max_{s}_cosine_sim"].mean()) for s in _SIDES}
     table: Metrics = {
         "model_behavior_preservation": _kl_metrics(name, site, behaviour),
         "model_performance_preservation": _ce_metrics(name, site, behaviour),
@@ -339,7 +264,7 @@ def _metric_table(name: str, state: _State, behaviour: _Behaviour, site: str, de
     return table
 
 
-def _kl_metrics(name: str, site: str, behaviour: _Behaviour) -> dict[str, float | int | None]:
+def _kl_metrics(name: str, site: str, behaviour: Behaviour) -> dict[str, float | int | None]:
     names = ("kl_div_score", "kl_div_with_ablation", "kl_div_with_sae", "kl_div_with_mean_ablation")
     if behaviour.reason is not None:
         return dict.fromkeys(names)
@@ -348,7 +273,7 @@ def _kl_metrics(name: str, site: str, behaviour: _Behaviour) -> dict[str, float 
     return dict(zip(names, (metrics.score(0.0, sae, zero), zero, sae, mean(f"mean@{site}")), strict=True))
 
 
-def _ce_metrics(name: str, site: str, behaviour: _Behaviour) -> dict[str, float | int | None]:
+def _ce_metrics(name: str, site: str, behaviour: Behaviour) -> dict[str, float | int | None]:
     names = (
         "ce_loss_score",
         "ce_loss_with_ablation",
@@ -373,7 +298,7 @@ def _statistics(name: str, site: str, with_behaviour: bool) -> dict[str, Callabl
     def mean(key: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
         return lambda s: s[f"doc_{key}"] / s["doc_n"]
 
-    # The variance is taken about one fixed mean in every resample: the shift of the mean itself is of second order.
+    # The variance is taken about one mean in every resample: the shift of the mean itself is of second order.
     out: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
         "reconstruction_quality.explained_variance": lambda s: 1 - s["doc_rss"] / s["doc_tss"],
         "reconstruction_quality.mse": mean("rss"),

@@ -23,6 +23,7 @@ from saeworks.evals.batches import (
     document_batches,
     encode_codes,
     fingerprint_of,
+    fingerprint_of_model,
     harvest,
     kept_activations,
     metadata_of,
@@ -96,7 +97,7 @@ def run(
             bar.update(int(batch.tokens.keep.sum()))
     bar.close()
     concepts = sample.concepts(config.min_concept_tokens)
-    hashes = {"model": model.fingerprint(), "data": source.fingerprint()}
+    hashes = {"model": fingerprint_of_model(model), "data": source.fingerprint()}
     return {
         name: _describe(name, dictionary, firings[name], sample, concepts, sites[name], config, hashes)
         for name, dictionary in dictionaries.items()
@@ -136,9 +137,10 @@ class _Sample:
                     self.words.append(str(model.tokenizer.decode([token])))
                 else:
                     start, stop = offsets[position]
-                    # Text between two tokens (spaces of some tokenizers) belongs to the later one.
-                    self.words.append(document.text[min(end, start) : stop] if end else document.text[start:stop])
-                    end = stop
+                    # Text between two tokens (spaces of some tokenizers) belongs to the later one; a character that
+                    # several tokens share belongs to the first of them.
+                    self.words.append(document.text[end or start : stop])
+                    end = max(end, stop)
                     self._mark(document.spans, start, stop)
                 self.document_of.append(number)
                 self.token_count += 1

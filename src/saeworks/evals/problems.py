@@ -18,6 +18,10 @@ MAX_NUMERIC_VALUES = 20
 INNER_SHARE = 0.8
 
 
+class NothingToProbe(InputError):
+    """No label of the data can be probed; the sentence says why."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Class ``name`` against the rest, for one seed. Rows index the training and the test texts.
@@ -121,11 +125,11 @@ def _shuffled(rows: list[int], random: torch.Generator) -> list[int]:
 def group_split(texts: Sequence[str], test_share: float, seed: int) -> tuple[list[int], list[int]]:
     """Split row numbers so that equal texts fall into the same part; returns (train, test), each in order.
 
-    Raises ``InputError`` when there are fewer than two different texts.
+    Raises :class:`NothingToProbe` when there are fewer than two different texts.
     """
     groups = list(dict.fromkeys(texts))
     if len(groups) < 2:
-        raise InputError(
+        raise NothingToProbe(
             f"A split into training and test needs at least two different texts, but the data hold {len(groups)}; "
             "give more labelled texts."
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel
 
 from saeworks.errors import InputError, did_you_mean
-from saeworks.evals.batches import DictionaryLike, fingerprint_documents, fingerprint_of
+from saeworks.evals.batches import DictionaryLike, fingerprint_of, fingerprint_of_model
 from saeworks.results.envelope import Result, read_result, result_path
 
 if TYPE_CHECKING:
@@ -33,11 +33,10 @@ class Data:
 
     text: TextSource | None = None
     labelled: Mapping[str, LabelledSet] | None = None
-    spans: TextSource | None = None
 
     def of(self, name: str) -> Any:
         """The data of one eval; ``InputError`` when it was not given."""
-        found = {"core": self.text, "latents": self.spans or self.text, "sparse_probing": self.labelled}[name]
+        found = {"core": self.text, "latents": self.text, "sparse_probing": self.labelled}[name]
         if not found:
             what = "labelled texts" if name == "sparse_probing" else "texts"
             raise InputError(f"The eval '{name}' needs {what}, but none were given; add them or leave the eval out.")
@@ -64,7 +63,7 @@ def run_evals(
     for name, module in modules.items():
         config = configs.get(name) or module.Config()
         source = data.of(name)
-        hashes = {"model": model.fingerprint(), **_data_hashes(name, source, config)}
+        hashes = {"model": fingerprint_of_model(model), **_data_hashes(name, source, config)}
         kept = {} if force else _finished(name, dictionaries, out, config, module.DEFINITION, hashes)
         left = {key: dictionary for key, dictionary in dictionaries.items() if key not in kept}
         run = cast("Callable[..., dict[str, Result]]", module.run)
@@ -85,13 +84,9 @@ def eval_module(name: str) -> Any:
 def _data_hashes(name: str, source: Any, config: Any) -> dict[str, str]:
     if name != "sparse_probing":
         return {"data": source.fingerprint()}
-    from saeworks.evals.pooling import without_repeats
+    from saeworks.evals.sparse_probing import data_hashes
 
-    out: dict[str, str] = {}
-    for dataset, labelled in source.items():
-        train, test, _ = without_repeats(labelled.train[: config.train_texts], labelled.test[: config.test_texts])
-        out[f"data:{dataset}"] = fingerprint_documents(train + test)
-    return out
+    return data_hashes(source, config)
 
 
 def _finished(

@@ -10,26 +10,28 @@ both parts; a label with two classes is one problem, not a problem and its mirro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from saeworks.errors import InputError
 from saeworks.evals.batches import (
     DictionaryLike,
     config_of,
     fingerprint_documents,
     fingerprint_of,
+    fingerprint_of_model,
     metadata_of,
 )
 from saeworks.evals.bootstrap import document_weights, interval
 from saeworks.evals.pooling import pool_texts, without_repeats
 from saeworks.evals.probes import Features, Scores, mean_differences, probe_all, probe_top_k
-from saeworks.evals.problems import Problem, draw_problems, group_split
+from saeworks.evals.problems import Label, NothingToProbe, Problem, draw_problems, group_split
+from saeworks.files import sha256_json
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result, provenance
 from saeworks.world.documents import Document
@@ -99,6 +101,16 @@ def split_documents(documents: Iterable[Document], test_share: float = 1 / 3, se
     return LabelledSet([rows[i] for i in train], [rows[i] for i in test])
 
 
+def data_hashes(datasets: Mapping[str, LabelledSet], config: Config) -> dict[str, str]:
+    """``data:NAME`` → hash of the texts and labels that :func:`run` uses of each set, part by part."""
+    out: dict[str, str] = {}
+    for dataset, labelled in datasets.items():
+        train, test, _ = _parts(labelled, config)
+        parts = [fingerprint_documents(train), fingerprint_documents(test)]
+        out[f"data:{dataset}"] = sha256_json([*parts, list(labelled.labels or ())])
+    return out
+
+
 def run(
     dictionaries: Mapping[str, DictionaryLike],
     model: LanguageModel,
@@ -107,31 +119,37 @@ def run(
 ) -> dict[str, Result]:
     """Probe every dictionary on every label of ``datasets`` (name → labelled texts); returns name → result.
 
-    Raises ``InputError`` when no label can be probed, with the reason for each.
+    Raises :class:`NothingToProbe` when no label can be probed.
     """
     tables: dict[str, list[_Row]] = {name: [] for name in dictionaries}
     skipped: dict[str, str] = {}
-    hashes: dict[str, str] = {"model": model.fingerprint()}
+    hashes = {"model": fingerprint_of_model(model), **data_hashes(datasets, config)}
     tested = 0
     for dataset, labelled in datasets.items():
-        train, test, repeated = without_repeats(
-            labelled.train[: config.train_texts], labelled.test[: config.test_texts]
-        )
+        train, test, repeated = _parts(labelled, config)
         if repeated:
             skipped[f"{dataset}: {repeated} test texts"] = "the same text is in the training part"
         documents = train + test
-        hashes[f"data:{dataset}"] = fingerprint_documents(documents)
         problems = _problems_by_label(dataset, train, test, labelled.labels, config, skipped)
         if not problems:
             continue
         pooled = pool_texts(
             dictionaries, model, documents, config.context_length, config.batch_size, config.site, f"pooling {dataset}"
         )
+        if not bool(pooled.tokens.all()):
+            # Only special tokens: such a text has no mean, so it counts as not labelled.
+            unread = [d if n else replace(d, labels={}) for d, n in zip(documents, pooled.tokens.tolist(), strict=True)]
+            train, test = unread[: len(train)], unread[len(train) :]
+            problems = _problems_by_label(dataset, train, test, labelled.labels, config, skipped)
+        if not problems:
+            continue
         tested += len(test)
         _probe_dataset(dataset, problems, pooled.activations, pooled.latents, pooled.sites, len(train), config, tables)
     if not any(tables.values()):
         reasons = "; ".join(f"{what}: {why}" for what, why in skipped.items()) or "the documents carry no labels"
-        raise InputError(f"No label can be probed ({reasons}); give labelled texts, for instance with --label-column.")
+        raise NothingToProbe(
+            f"No label can be probed ({reasons}); give labelled texts, for instance with --label-column."
+        )
     return {
         name: _result(name, dictionaries[name], rows, skipped, tested, config, hashes) for name, rows in tables.items()
     }
@@ -147,6 +165,17 @@ class _Row:
     scores: dict[str, Scores]
 
 
+def _parts(labelled: LabelledSet, config: Config) -> tuple[list[Document], list[Document], int]:
+    return without_repeats(labelled.train[: config.train_texts], labelled.test[: config.test_texts])
+
+
+def _class_of(document: Document, label: str) -> Label:
+    """The document's class; an empty cell or NaN is no class but a missing label."""
+    value = document.labels.get(label)
+    missing = not value.strip() if isinstance(value, str) else isinstance(value, float) and math.isnan(value)
+    return None if missing else value
+
+
 def _problems_by_label(
     dataset: str,
     train: list[Document],
@@ -159,8 +188,8 @@ def _problems_by_label(
     out: dict[str, list[Problem]] = {}
     for label in names:
         problems, reasons = draw_problems(
-            [d.labels.get(label) for d in train],
-            [d.labels.get(label) for d in test],
+            [_class_of(d, label) for d in train],
+            [_class_of(d, label) for d in test],
             config.seeds,
             config.max_classes,
             config.min_texts,

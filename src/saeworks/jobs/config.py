@@ -86,7 +86,8 @@ class RunConfig(Inputs):
     default for the width and length of the run, ``checkpoint_every`` None means once a minute.
     """
 
-    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume"})
+    # One site has several names: Workspace.check_site compares it once the model has resolved it.
+    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume", "site"})
 
     out: Path = Path("runs/first")
     recipe: Names = ("topk", "batch_topk", "matryoshka_batch_topk")

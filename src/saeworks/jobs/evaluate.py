@@ -5,19 +5,21 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from saeworks.errors import InputError
+from saeworks.errors import InputError, did_you_mean
 from saeworks.jobs.config import EvaluateConfig, Inputs, resolve
-from saeworks.jobs.inputs import open_model, open_source
+from saeworks.jobs.inputs import is_store, open_model, open_source
 
 if TYPE_CHECKING:
     from saeworks.activations.texts import TextSource
     from saeworks.dictionaries.dictionary import Dictionary
     from saeworks.models.language_model import LanguageModel
     from saeworks.results.envelope import Result
+
+Item = TypeVar("Item")
 
 # Column of the summary table → (eval, category, metric).
 COLUMNS = {
@@ -37,6 +39,8 @@ def evaluate(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str
     """
     started = time.monotonic()
     config = resolve(EvaluateConfig, overrides, file)
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out '{config.out}' is a file; give a directory.")
     dictionaries = load_dictionaries(config.dictionary, config.device)
     model = open_model(config, config.model or trained_model(dictionaries))
     done, skipped = run_evals(config.names, dictionaries, model, config, config.out, config.eval_tokens, config.site)
@@ -61,21 +65,53 @@ def run_evals(
     """Run the named evals and write ``out/EVAL/*.json``; returns results by eval and dictionary, and what was skipped.
 
     What was measured before on the same bytes is not measured again. An eval that the data do not allow (probing
-    without labels) is skipped with its reason when several were named, and an ``InputError`` when no other was.
+    without labels, or with labels too rare to probe) is skipped with its reason when several were named, and an
+    ``InputError`` when no other was.
     """
     from saeworks.evals import runner
+    from saeworks.evals.problems import NothingToProbe
 
-    skipped = {name: reason for name in names if (reason := _why_not(name, config))}
-    if len(skipped) == len(names):
-        raise InputError(next(iter(skipped.values())))
-    for name, reason in skipped.items():
-        sys.stderr.write(f"{name} is skipped: {reason}\n")
-    chosen = [name for name in names if name not in skipped]
+    check_evals(names, config)
     configs = eval_configs(config, tokens, site)
-    text = held_out(config) if set(chosen) & {"core", "latents"} else None
-    labelled = labelled_sets(config, configs["sparse_probing"]) if "sparse_probing" in chosen else None
-    done = runner.run_evals(chosen, dictionaries, model, runner.Data(text, labelled), out, configs)
+    text = held_out(config) if set(names) & {"core", "latents"} else None
+    done: dict[str, dict[str, Result]] = {}
+    skipped: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        reason = _why_not(name, config)
+        try:
+            if reason is None:
+                labelled = labelled_sets(config, configs[name]) if name == "sparse_probing" else None
+                done |= runner.run_evals([name], dictionaries, model, runner.Data(text, labelled), out, configs)
+                continue
+        except NothingToProbe as e:
+            if len(set(names)) == 1:
+                raise
+            reason = str(e)
+        skipped[name] = reason
+        sys.stderr.write(f"{name} is skipped: {reason}\n")
     return done, skipped
+
+
+def check_evals(names: Sequence[str], config: Inputs) -> None:
+    """Refuse what could not be measured later: activations without texts, no labels at all, an unknown label."""
+    if is_store(config):
+        raise InputError(
+            f"--data '{config.data[0]}' is an activation store, which holds no text to measure on; "
+            "use 'saeworks train' with it, then 'saeworks eval' with texts."
+        )
+    reasons = [reason for name in names if (reason := _why_not(name, config))]
+    if len(reasons) == len(names):
+        raise InputError(reasons[0])
+    if "sparse_probing" in names and _is_world(config) and config.label_column is not None:
+        from saeworks.world import corpus
+
+        domains = [item.partition(":")[2] for item in config.data]
+        chosen = corpus.DOMAINS if "" in domains else domains
+        known = sorted({label for domain in chosen for label in corpus.label_names(domain)})
+        if config.label_column not in known:
+            raise InputError(
+                f"The world has no label '{config.label_column}'.{did_you_mean(config.label_column, known)}"
+            )
 
 
 def eval_configs(config: Inputs, tokens: int, site: str | None) -> dict[str, Any]:
@@ -83,10 +119,14 @@ def eval_configs(config: Inputs, tokens: int, site: str | None) -> dict[str, Any
     from saeworks.evals import core, latents, sparse_probing
 
     common: dict[str, Any] = {"context_length": config.context_length, "site": site}
+    rows = config.harvest_batch_size
     return {
-        "core": core.Config(**common, seed=config.seed, tokens=tokens),
-        "latents": latents.Config(**common, seed=config.seed, tokens=2 * tokens),
-        "sparse_probing": sparse_probing.Config(**common, seeds=tuple(range(config.seed, config.seed + 3))),
+        # Logits are far wider than activations: a quarter of the rows at a time.
+        "core": core.Config(**common, seed=config.seed, tokens=tokens, batch_size=max(1, rows // 4)),
+        "latents": latents.Config(**common, seed=config.seed, tokens=2 * tokens, batch_size=rows),
+        "sparse_probing": sparse_probing.Config(
+            **common, seeds=tuple(range(config.seed, config.seed + 3)), batch_size=rows
+        ),
     }
 
 
@@ -162,15 +202,29 @@ def labelled_sets(config: Inputs, settings: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for item in config.data:
         one = config.model_copy(update={"data": (item,)})
-        # Files and hub data sets are read to their end, but no further than probing can use several times over.
-        limit = 10 * (settings.train_texts + settings.test_texts)
-        source = open_source(one, "all" if Path(item).expanduser().exists() else "train")
-        documents = list(source.documents(limit=limit))
-        # Files are often sorted by label; the eval takes the first texts of each part.
-        random.Random(config.seed).shuffle(documents)
+        # Probing takes the first texts of each part, and files are often sorted by label: a random sample of the
+        # whole file goes there. Of a hub data set no more is fetched than is kept.
+        most = 10 * (settings.train_texts + settings.test_texts)
+        local = Path(item).expanduser().exists()
+        source = open_source(one, "all" if local else "train")
+        documents = sample(source.documents(limit=None if local else most), most, config.seed)
         name = Path(item).stem
         out[name if name not in out else item] = split_documents(documents, seed=config.seed)
     return out
+
+
+def sample(items: Iterable[Item], most: int, seed: int) -> list[Item]:
+    """At most ``most`` of ``items`` in random order, every one equally likely; holds no more than that."""
+    rng = random.Random(seed)
+    kept: list[Item] = []
+    for number, item in enumerate(items):
+        place = rng.randrange(number + 1)
+        if number < most:
+            kept.append(item)
+            kept[place], kept[-1] = kept[-1], kept[place]
+        elif place < most:
+            kept[place] = item
+    return kept
 
 
 def _is_world(config: Inputs) -> bool:

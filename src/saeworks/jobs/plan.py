@@ -30,24 +30,30 @@ LIBRARY_BYTES = 450_000_000
 CALIBRATION_WIDTH = 4096
 
 
-def plan(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
+def plan(overrides: Mapping[str, Any], file: Path | None = None, measuring: bool = True) -> dict[str, Any]:
     """Resolve the configuration, load the model, measure its speed for about a second, and add everything up.
 
-    Writes nothing. Raises ``InputError`` for a run that cannot work.
+    ``measuring`` False leaves the evals after training out, as ``saeworks train`` does. Writes nothing. Raises
+    ``InputError`` for a run that cannot work.
     """
+    from saeworks.jobs.evaluate import check_evals
     from saeworks.jobs.inputs import open_activations
 
-    config, _ = open_run(overrides, file)
+    config, workspace = open_run(overrides, file)
     members = grid(config)
     check_settings(config)
+    if measuring:
+        check_evals(config.evals, config)
     activations = open_activations(config)
+    workspace.check_site(activations.site)
     width = activations.stream.width
-    config = config.model_copy(update={"site": activations.site})
+    asked = config.model_copy(update={"site": activations.site})
+    config = asked if measuring else asked.model_copy(update={"evals": ()})
     check_disk(config, members, width)
     disk = disk_bytes(config, members, width)
     memory = memory_bytes(config, members, width, activations.model)
     return {
-        "config": plain(config),
+        "config": plain(asked),
         "activations": {
             "site": activations.site,
             "width": width,

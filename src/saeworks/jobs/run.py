@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saeworks.errors import InputError
-from saeworks.jobs.evaluate import run_evals, summary_rows
-from saeworks.jobs.inputs import is_store
+from saeworks.jobs.evaluate import check_evals, run_evals, summary_rows
 from saeworks.jobs.train import train_grid
 from saeworks.jobs.workspace import open_run
 
@@ -31,11 +29,7 @@ def run(overrides: Mapping[str, Any] | None = None, file: Path | None = None) ->
     """
     started = time.monotonic()
     config, workspace = open_run(overrides or {}, file)
-    if is_store(config):
-        raise InputError(
-            f"--data '{config.data[0]}' is an activation store, which holds no text to measure on; "
-            "use 'saeworks train' with it, then 'saeworks eval' with texts."
-        )
+    check_evals(config.evals, config)
     trained = train_grid(config, workspace)
     config, model = trained.config, trained.model
     assert model is not None  # activations that are not from a store come from a model

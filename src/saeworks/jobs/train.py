@@ -61,6 +61,7 @@ def train_grid(config: RunConfig, workspace: Workspace) -> Trained:
     check_settings(config)
     members = grid(config)
     activations = open_activations(config)
+    workspace.check_site(activations.site)
     config = config.model_copy(update={"site": activations.site})
     check_disk(config, members, activations.stream.width)
     trainer = Trainer(
@@ -76,7 +77,7 @@ def train_grid(config: RunConfig, workspace: Workspace) -> Trained:
         resolve_device(config.device),
         activations.metadata,
     )
-    with _started(workspace, config):
+    with workspace.locked(), _started(workspace, config):
         dictionaries = trainer.run(resume=config.resume)
     failures = {member.name: member.failure for member in trainer.members if member.failure}
     return Trained(config, workspace, activations.model, dictionaries, failures, round(time.monotonic() - started, 2))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,34 @@ class Workspace:
         write_json(self.run_file, {**before, **head, **facts})
         atomic_write_text(self.root / "run.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
+    def check_site(self, site: str) -> None:
+        """Refuse to continue a run at another ``site`` (its canonical name) than it was started at."""
+        saved = self.read()["config"].get("site") if self.exists() else None
+        if saved not in (None, site):
+            raise _other_settings(self.root, f"site was {saved!r} and is now {site!r}")
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Hold the directory (made if absent) against a second run. However the process ends, the lock ends with it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # nor have some network file systems
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InputError(
+                        f"Another run is writing to --out '{self.root}' now; wait for its end, or choose another --out."
+                    ) from None
+            yield
+        finally:
+            os.close(handle)
+
     def discard(self) -> None:
         """Remove what a run writes before its first training step, and the directory if nothing else is in it."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -104,8 +133,12 @@ def open_run(overrides: Mapping[str, Any], file: Path | None) -> tuple[RunConfig
     if changed:
         now = plain(config)
         differences = ", ".join(f"{key} was {saved.get(key)!r} and is now {now[key]!r}" for key in changed)
-        raise InputError(
-            f"The run in '{config.out}' cannot be resumed with other settings: {differences}; "
-            "give the old settings (or only --out and --resume), or choose another --out."
-        )
+        raise _other_settings(config.out, differences)
     return config, workspace
+
+
+def _other_settings(out: Path, differences: str) -> InputError:
+    return InputError(
+        f"The run in '{out}' cannot be resumed with other settings: {differences}; "
+        "give the old settings (or only --out and --resume), or choose another --out."
+    )

@@ -190,6 +190,13 @@ def _check_texts(texts: Sequence[str]) -> None:
     for i, text in enumerate(texts):
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"Text {i} is of type {type(text).__name__}, not a string; convert it first.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as e:
+            raise InputError(
+                f"Text {i} holds half of a surrogate pair at character {e.start}, which is no Unicode text; "
+                "remove or replace it."
+            ) from e
 
 
 def _clean_offsets(rules: TokenRules, rows: Sequence[Sequence[int]], offsets: Offsets, width: int) -> Offsets:

@@ -55,7 +55,6 @@ def line_plot(
     identifier: str,
     log_x: bool = False,
     x_ticks: Sequence[float] | None = None,
-    y_range: tuple[float | None, float | None] = (None, None),
     steps: bool = False,
     size: tuple[float, float] = (5.4, 3.6),
 ) -> str:
@@ -94,7 +93,6 @@ def line_plot(
 
         axes.set_xticks(list(x_ticks), [f"{t:g}" for t in x_ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(*y_range)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if labelled:
@@ -108,6 +106,8 @@ def line_plot(
             handlelength=2.6,
         )
         handles.set_in_layout(True)
+        for text in handles.get_texts():
+            text.set_parse_math(False)  # names are text: a "$" in one is no formula
     return _svg(figure, canvas, description, identifier)
 
 

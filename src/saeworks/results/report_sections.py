@@ -37,7 +37,8 @@ DEFINITIONS = {
     "Hierarchy holes": "Share of child concepts on whose tokens their parent's best latent fires less than half of the "
     "time. A hole is absorbed when another latent has taken over the child.",
     "Density": "Share of tokens on which a latent is above 0.",
-    "Intervals": "The small numbers are 95 % bootstrap intervals: documents are drawn again with replacement.",
+    "Intervals": "The small numbers are 95 % bootstrap intervals: documents are drawn again with replacement (for "
+    "concepts found, concepts are), with the dictionary and the fitted probes as they are.",
 }
 
 
@@ -261,7 +262,8 @@ def _context(context: dict[str, Any], largest: float) -> str:
         text = esc(token)
         if isinstance(value, (int, float)) and value > 0:
             alpha = 0.12 + 0.68 * min(1.0, value / largest)
-            text = f'<mark style="--a:{alpha:.2f}" title="{number(float(value), 2)}">{text}</mark>'
+            # A token that only continues a character has no text of its own.
+            text = f'<mark style="--a:{alpha:.2f}" title="{number(float(value), 2)}">{text or "·"}</mark>'
         out.append(text)
     return f'<p class="context" dir="auto">{"".join(out)}</p>'
 

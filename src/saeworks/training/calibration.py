@@ -1,7 +1,7 @@
 """The inference threshold of BatchTopK dictionaries, measured rather than averaged.
 
 A moving average of per-batch thresholds is biased for small batches and lags behind moving weights. Here the
-threshold is the exact quantile on tokens that were not trained on, through the path and dtype of inference: half-way
+threshold is the exact quantile on tokens drawn after training, through the path and dtype of inference: half-way
 between the (tokens * k)-th and the next largest pre-activation.
 """
 

@@ -127,6 +127,10 @@ class Member:
         losses["total"] = total
         return losses, codes
 
+    def is_finite(self) -> bool:
+        """Whether no parameter holds NaN or infinity."""
+        return all(bool(p.isfinite().all()) for p in self.parameters.values())
+
     def dead(self) -> Tensor:
         """``[dead]`` latents that have not fired for ``dead_after`` tokens."""
         return (self.tokens_since_fired >= self.dead_after).nonzero().squeeze(1)
@@ -144,7 +148,7 @@ class Member:
             self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-8))
             self._after_step(codes)
         stats = {name: loss.detach() for name, loss in losses.items()}
-        stats["l0"] = codes.counts().double().mean()
+        stats["l0"] = codes.counts().float().mean()  # no float64 on Apple GPUs
         stats["grad_norm"] = norm
         stats["mse"] = stats["full"] * variance(x) / x.shape[0]
         return stats
@@ -199,7 +203,9 @@ class Member:
             metadata={**metadata, **own},
         )
         threshold = torch.full_like(self.b_enc, self.threshold).detach() if is_batch else None
-        trained = Dictionary(cfg, self.encoder.T, self.decoder, self.b_enc, self.b_dec, threshold)
+        # Copies: the next training step must not reach what was handed out.
+        encoder, decoder = self.encoder.detach().clone(), self.decoder.detach().clone()
+        trained = Dictionary(cfg, encoder.T, decoder, self.b_enc, self.b_dec, threshold)
         return fold_normalization(trained, scale, units="raw")
 
     def state_dict(self) -> dict[str, Any]:
@@ -216,13 +222,15 @@ class Member:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
+        self.optimizer.state.clear()  # a state from before the first step holds no moments
         for name, parameter in self.parameters.items():
             parameter.copy_(state[name])
             saved = {k.split(".")[1]: v for k, v in state.items() if k.startswith("adam.") and k.endswith("." + name)}
             if saved:
-                # Adam keeps its step counter on the CPU unless the fused kernel of a GPU runs.
+                # Adam's step counter lies beside its parameter when the kernel is fused, else on the CPU.
+                step_device = parameter.device if self.optimizer.defaults["fused"] else torch.device("cpu")
                 self.optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                    key: value.to(step_device if key == "step" else parameter.device, copy=True)
                     for key, value in saved.items()
                 }
         self.tokens_since_fired.copy_(state["tokens_since_fired"])

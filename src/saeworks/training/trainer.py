@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -42,7 +43,8 @@ class TrainerConfig:
         checkpoint_seconds: least time between checkpoints; stretched so that writing takes at most 2 % of the run.
         checkpoint_every: save every so many steps instead.
         normalization_tokens: activations the input scale and the initial ``b_dec`` are estimated on.
-        calibration_tokens: activations, never trained on, for thresholds and recorded values.
+        calibration_tokens: activations drawn after the last step, for thresholds and recorded values. A source that
+            ended during the run starts anew, so that these were then trained on.
     """
 
     tokens: int
@@ -99,6 +101,12 @@ class Trainer:
         names = [m.name for m in members]
         if not members or len(set(names)) != len(names):
             raise InputError(f"A run needs dictionaries that differ, but these were asked for: {', '.join(names)}.")
+        every = 1 if config.checkpoint_every is None else config.checkpoint_every
+        if config.batch_size < 2 or config.log_every < 1 or every < 1:
+            raise InputError(
+                f"batch_size {config.batch_size} must be at least 2 (a loss is measured against the variance of its "
+                f"batch), log_every {config.log_every} and checkpoint_every {config.checkpoint_every} at least 1."
+            )
         if config.steps < 1:
             raise InputError(f"{config.tokens} tokens are less than one batch of {config.batch_size}; raise --tokens.")
         self.stream, self.config, self.directory = stream, config, Path(directory)
@@ -120,6 +128,11 @@ class Trainer:
             )
         if found is not None:
             self._restore(found)
+        elif any(self._finished.glob("*/cfg.json")):
+            raise InputError(
+                f"'{self._finished}' holds dictionaries of an earlier run whose checkpoints are gone, so it cannot be "
+                "continued; choose another --out, or delete that directory."
+            )
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._log_path.unlink(missing_ok=True)
@@ -133,10 +146,19 @@ class Trainer:
     def _log_path(self) -> Path:
         return self.directory / "train_log.jsonl"
 
+    @property
+    def _finished(self) -> Path:
+        return self.directory / "dictionaries"
+
     def _initialise(self) -> None:
-        """Estimate input scales and set initial biases on activations that are not trained on."""
+        """Estimate input scales and set initial biases on the first activations of the stream."""
         wanted = self.config.normalization_tokens or min(2**17, max(self.config.tokens // 10, 4096))
         x = self._take(wanted)
+        if bool((x == x[0]).all()):
+            raise InputError(
+                f"All {len(x)} activations of the stream are the same vector, so there is nothing to learn; "
+                "check the site, and that the text holds more than one token."
+            )
         for member in self.members:
             convention = member.config.recipe.normalization
             if convention not in self.state.normalizations:
@@ -159,9 +181,9 @@ class Trainer:
     def _train(self, stop: list[int]) -> None:
         saved_at, interval = time.monotonic(), self.config.checkpoint_seconds
         batch_size, steps = self.config.batch_size, self.config.steps
-        bar = progress(steps * batch_size, f"training {len(self.members)} dictionaries", unit="tok")
-        bar.update(self.state.step * batch_size)
         started, started_step = time.monotonic(), self.state.step
+        what, done = f"training {len(self.members)} dictionaries", started_step * batch_size
+        bar = progress(steps * batch_size, what, unit="tok", initial=done)
         with bar:
             while self.state.step < steps:
                 x = self.stream.next_batch(batch_size).activations.to(self.device, torch.float32)
@@ -171,7 +193,8 @@ class Trainer:
                 if self.state.step % self.config.log_every == 0 or self.state.step == steps:
                     rate = (self.state.step - started_step) * batch_size / (time.monotonic() - started)
                     self._log(stats, rate)
-                if stop or self._due(time.monotonic() - saved_at, interval):
+                last = self.state.step == steps
+                if stop or last or self._due(time.monotonic() - saved_at, interval):
                     before = time.monotonic()
                     self._save()
                     saved_at = time.monotonic()
@@ -179,8 +202,6 @@ class Trainer:
                         interval = max(self.config.checkpoint_seconds, 50 * (saved_at - before))
                 if stop:
                     raise KeyboardInterrupt
-        if self.state.step > started_step:
-            self._save()
 
     def _due(self, elapsed: float, interval: float) -> bool:
         if self.config.checkpoint_every is not None:
@@ -195,13 +216,16 @@ class Trainer:
                 continue
             stats[member.name] = member.step(scaled[self._scale(member)], self.schedule, self.state.step)
             if not math.isfinite(float(stats[member.name]["total"])):
-                member.failure = (
-                    f"The loss stopped being finite at step {self.state.step}; try a lower learning rate than "
-                    f"{member.config.learning_rate:g}."
-                )
-        if all(member.failure is not None for member in self.members):
-            raise RunError(f"Every dictionary failed. {self.members[0].failure}")
+                self._freeze(member, "loss")
         return stats
+
+    def _freeze(self, member: Member, what: str) -> None:
+        member.failure = (
+            f"The {what} stopped being finite at step {self.state.step}; try a lower learning rate than "
+            f"{member.config.learning_rate:g}."
+        )
+        if all(m.failure is not None for m in self.members):
+            raise RunError(f"Every dictionary failed. {self.members[0].failure}")
 
     def _log(self, stats: Mapping[str, Mapping[str, Tensor]], rate: float) -> None:
         """One JSON line per dictionary, with the metric names of SAELens."""
@@ -274,9 +298,13 @@ class Trainer:
             member.load_state_dict(state["members"][member.name])
         self.stream.load_state_dict(state["stream"])
         if self._log_path.exists():  # lines written after the checkpoint will be written again
-            os.truncate(self._log_path, self.state.log_bytes)
+            os.truncate(self._log_path, min(self.state.log_bytes, self._log_path.stat().st_size))
 
     def _alive(self) -> list[Member]:
+        """Members that can be exported. A finite loss may still have had gradients that were not."""
+        for member in self.members:
+            if member.failure is None and not member.is_finite():
+                self._freeze(member, "weights")
         return [m for m in self.members if m.failure is None]
 
     def _export(self, member: Member) -> Dictionary:
@@ -284,9 +312,10 @@ class Trainer:
         return member.export(self._scale(member), {**self.metadata, "tokens": tokens})
 
     def _finish(self) -> dict[str, Dictionary]:
-        """Calibrate thresholds on tokens that were not trained on, then save."""
-        directory = self.directory / "dictionaries"
-        alive = self._alive()
+        """Calibrate thresholds on the tokens that come next, then save."""
+        directory, alive = self._finished, self._alive()
+        for left in directory.glob(".*.tmp"):  # half a dictionary of a killed run
+            shutil.rmtree(left, ignore_errors=True)
         if all((directory / m.name / "cfg.json").exists() for m in alive):
             return {m.name: load(directory / m.name, str(self.device)) for m in alive}
         wanted = self.config.calibration_tokens or min(2**16, max(self.config.tokens // 8, 8192))
@@ -320,12 +349,21 @@ def _metrics(member: Member, stats: Mapping[str, Tensor], scale: float) -> dict[
 
 @contextmanager
 def _stop_signals() -> Generator[list[int]]:
-    """Collect interrupts instead of raising inside a step, so that a checkpoint is always between two steps."""
+    """Collect interrupts instead of raising inside a step, so that a checkpoint is always between two steps.
+
+    A second one stops at once: the step may be waiting for a stream that hangs.
+    """
     stop: list[int] = []
+
+    def handle(received: int, _frame: Any) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(received)
+
     previous: dict[int, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            previous[number] = signal.signal(number, lambda received, _: stop.append(received))
+            previous[number] = signal.signal(number, handle)
         except ValueError:  # not in the main thread: leave signals alone
             break
     try:

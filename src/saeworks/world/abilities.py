@@ -21,10 +21,19 @@ from saeworks.world.domains.facts import ATTRIBUTES, RELATIONS
 from saeworks.world.domains.spelling import LINE
 from saeworks.world.drawing import Draw
 from saeworks.world.knowledge import City, cities, lexicon
+from saeworks.world.pretraining import REHEARSED
 from saeworks.world.tokenizer import CONTEXT_LENGTH
 
 # Figures of the specification: loss at most 15 % above the generator's entropy rate, the others at least.
 FIGURES = {"loss_ratio": 1.15, "fact_recall": 0.95, "first_letter": 0.95, "probe_auc": 0.95}
+# Questions further from the training text than the held-out templates: unknown words, or a beginning that training
+# texts continue otherwise. They carry no figure; the card reports them, so that the model is not taken for more.
+FREE_WORDINGS = {
+    "country": ("The country that {city} belongs to is", "Whoever lives in {city} lives in", "One finds {city} in"),
+    "continent": ("The continent where {city} lies is", "The city of {city} is located in"),
+    "language": ("The language spoken in {city} is", "The language that people speak in {city} is"),
+    "currency": ("A taxi in {city} is paid with the", "The currency used in {city} is the"),
+}
 STANDARD_LINE = "{word} has the first letter: {letter}"
 
 
@@ -144,6 +153,17 @@ def measure_facts(subject: Subject) -> dict[str, float]:
     return found | {"all": hits / asked, "questions": asked}
 
 
+def measure_free_wordings(subject: Subject) -> dict[str, float]:
+    """Greedy recall for each of ``FREE_WORDINGS``, and the mean over them."""
+    found: dict[str, float] = {}
+    for attribute, templates in FREE_WORDINGS.items():
+        answers = [" " + _value(city, attribute) for city in cities()]
+        for template in templates:
+            right = greedy_matches(subject, [template.format(city=city.name) for city in cities()], answers)
+            found[template] = sum(right) / len(right)
+    return found | {"all": sum(found.values()) / len(found)}
+
+
 def letter_prompts(template: str, examples: int, words: Sequence[str]) -> tuple[list[str], list[str]]:
     """In-context prompts: ``examples`` finished lines of other words, then the line of the word without its answer."""
     prompts: list[str] = []
@@ -187,26 +207,31 @@ def pooled(subject: Subject, texts: list[str], layers: int) -> Tensor:
     return out
 
 
-def measure_probe(subject: Subject, domain: str, label: str, train: int = 1500, test: int = 1000) -> dict[str, float]:
-    """AUC of one-against-rest logistic probes on held-out entities and wordings: the mean and the worst class."""
+def measure_probes(subject: Subject, domain: str, train: int = 1500, test: int = 1000) -> dict[str, dict[str, float]]:
+    """For each document label of the domain, the AUC of one-against-rest logistic probes on the middle layer.
+
+    Fitted on ``probe_train`` and judged on ``probe_test``: other people, other products, other wordings. The mean over
+    the label's values and the worst of them.
+    """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.preprocessing import StandardScaler
 
-    data: dict[str, tuple[Any, Any]] = {}
-    for split, count in (("probe_train", train), ("probe_test", test)):
-        made = list(documents(domain, split, count=count))
-        inputs = pooled(subject, [one.text for one in made], subject.middle).numpy()
-        data[split] = (inputs, np.array([str(one.labels[label]) for one in made]))
-    scaler = StandardScaler().fit(data["probe_train"][0])
-    aucs: list[float] = []
-    for value in sorted(set(data["probe_train"][1])):
-        probe = LogisticRegression(C=0.1, max_iter=1000)
-        probe.fit(scaler.transform(data["probe_train"][0]), data["probe_train"][1] == value)
-        scores = probe.decision_function(scaler.transform(data["probe_test"][0]))
-        aucs.append(float(roc_auc_score(data["probe_test"][1] == value, scores)))
-    return {"auc": sum(aucs) / len(aucs), "worst_class": min(aucs), "classes": len(aucs)}
+    fitted, judged = (list(documents(domain, s, count=n)) for s, n in (("probe_train", train), ("probe_test", test)))
+    inputs = [pooled(subject, [one.text for one in made], subject.middle).numpy() for made in (fitted, judged)]
+    scaler = StandardScaler().fit(inputs[0])
+    seen, unseen = (scaler.transform(one) for one in inputs)
+    found: dict[str, dict[str, float]] = {}
+    for label in label_names(domain):
+        truth = np.array([str(one.labels[label]) for one in fitted])
+        asked = np.array([str(one.labels[label]) for one in judged])
+        aucs: list[float] = []
+        for value in sorted(set(truth)):
+            probe = LogisticRegression(C=0.1, max_iter=1000).fit(seen, truth == value)
+            aucs.append(float(roc_auc_score(asked == value, probe.decision_function(unseen))))
+        found[label] = {"auc": sum(aucs) / len(aucs), "worst_class": min(aucs), "classes": len(aucs)}
+    return found
 
 
 def measure_abilities(directory: Path, device: str = "cpu", loss_documents: int = 800) -> dict[str, Any]:
@@ -218,11 +243,13 @@ def measure_abilities(directory: Path, device: str = "cpu", loss_documents: int 
         "corpus": fingerprint(),
         "loss": loss,
         "fact_recall": measure_facts(subject),
+        "free_wordings": measure_free_wordings(subject),
         "first_letter": measure_letters(subject),
         "probes": {
-            f"{domain}/{label}": measure_probe(subject, domain, label)
+            f"{domain}/{label}": probe
             for domain in DOMAINS
-            for label in label_names(domain)
+            if label_names(domain)
+            for label, probe in measure_probes(subject, domain).items()
         },
     }
 
@@ -258,7 +285,9 @@ def write_card(directory: Path, abilities: dict[str, Any], recipe: dict[str, Any
     for name, one in abilities["loss"].items():
         model, bound = one["model_nats_per_token"], one["generator_nats_per_token"]
         losses.append(f"| {name} | {model:.4f} | {bound:.4f} | {one['ratio']:.3f} |")
+    free = abilities["free_wordings"]
     standard = abilities["first_letter"][STANDARD_LINE]
+    rehearsed = ", ".join(f"{count} ({name})" for name, count in REHEARSED)
     card = f"""---
 license: mit
 language: en
@@ -277,17 +306,24 @@ context {CONTEXT_LENGTH}, tied embeddings, float16 weights. It loads with `AutoM
 {recipe["steps"]} steps of {recipe["documents_per_step"]} documents of the training mixture (biographies, reviews, news
 briefs, taxonomy, spelling, facts about cities), seed {recipe["seed"]}. Every document begins with the BOS token and
 ends with the EOS token; whole documents share rows of {CONTEXT_LENGTH} tokens. AdamW, peak learning rate
-{recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, cosine decay, bfloat16 products over float32 weights.
-`python -m saeworks.world.build --out DIR` makes it again.
+{recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, cosine decay; then a second cycle of
+{recipe["more_steps"]} steps at {recipe["more_learning_rate"]}, in which {rehearsed}
+of every step's documents rehearse what has to be learnt by heart; bfloat16 products over float32 weights.
+`python -m saeworks.world.build --out DIR` makes it again; it took {recipe["minutes"]:.0f} minutes ({recipe["device"]}).
 
 The text is English throughout. The tokenizer has a chat template, but this model has seen no chat.
 
 ## Abilities
 
 Measured with `python -m saeworks.world.abilities DIR` on wordings and people that are not in the training text; cities
-and kinds of things are memory and occur everywhere.
+and kinds of things are memory and occur everywhere. A held-out wording of a fact or of a spelling list is a new
+arrangement of words that the training text has.
 
 {chr(10).join(table)}
+
+Questions about cities in {len(free) - 1} freer wordings, with words the model never met or with beginnings that
+training texts continue otherwise, are answered in {free["all"]:.0%} of the cases (`free_wordings` in `abilities.json`):
+the facts are there, the English is narrow.
 
 In the standard line form "{STANDARD_LINE.format(word="bridge", letter="B")}", which is in the training text, the first
 letter is right for {standard:.1%} of the words.

@@ -7,14 +7,14 @@ model's abilities and leaves the finished model directory at ``DIR/model``.
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from saeworks.files import write_json
+from saeworks.files import atomic_write_bytes, read_json, write_json
 from saeworks.progress import progress
 from saeworks.runtime import resolve_device
 from saeworks.world.corpus import fingerprint
@@ -23,12 +23,21 @@ from saeworks.world.tokenizer import build_tokenizer, save_tokenizer, words_in_p
 
 
 def save_model(model: Any, directory: Path) -> None:
-    """Write ``config.json``, ``generation_config.json`` and ``model.safetensors`` in float16."""
-    state = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
-    before = model.config.dtype
-    model.config.dtype = torch.float16
-    model.save_pretrained(directory, state_dict=state)
-    model.config.dtype = before
+    """Write ``config.json``, ``generation_config.json`` and ``model.safetensors`` in float16, tied weights once."""
+    from safetensors.torch import save
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set[str]()
+    state = {
+        name: tensor.detach().cpu().half().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    }
+    atomic_write_bytes(directory / "model.safetensors", save(state, metadata={"format": "pt"}))
+    model.generation_config.save_pretrained(directory)
+    model.config.save_pretrained(directory)
+    config = read_json(directory / "config.json")
+    write_json(directory / "config.json", config | {"architectures": [type(model).__name__], "dtype": "float16"})
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -46,6 +55,16 @@ def load_tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
+def training_minutes(log: Path) -> float:
+    """Time spent in training according to its log; the clock of the log starts again with every resumed run."""
+    seconds, last = 0.0, 0.0
+    for line in log.read_text(encoding="utf-8").splitlines():
+        now = float(json.loads(line)["seconds"])
+        seconds += now - last if now >= last else now
+        last = now
+    return round(seconds / 60, 1)
+
+
 def build(out: Path, config: PretrainingConfig, device: torch.device, measure: bool = True) -> Path:
     """Tokenizer, base model, abilities and card.
 
@@ -60,7 +79,6 @@ def build(out: Path, config: PretrainingConfig, device: torch.device, measure: b
     """
     directory = out / "model"
     tokenizer = load_tokenizer(directory)
-    began = time.monotonic()
     model = None
     with progress(config.steps + config.more_steps, "base model", "step") as bar:
         for step, current in train(config, tokenizer, out, device):
@@ -69,7 +87,7 @@ def build(out: Path, config: PretrainingConfig, device: torch.device, measure: b
     assert model is not None
     save_model(model, directory)
     recipe = {name: getattr(config, name) for name in PretrainingConfig.__dataclass_fields__}
-    recipe |= {"corpus": fingerprint(), "device": device.type, "last_run_minutes": (time.monotonic() - began) / 60}
+    recipe |= {"corpus": fingerprint(), "device": device.type, "minutes": training_minutes(out / "train_log.jsonl")}
     write_json(directory / "recipe.json", recipe)
     if measure:
         from saeworks.world.abilities import measure_abilities, write_card

@@ -1,7 +1,8 @@
 """How the base model is trained: rows of whole documents, AdamW with a cosine schedule, checkpoints that resume.
 
 Step ``s`` reads the documents ``[s·D, (s+1)·D)`` of the training mixture and nothing else, so that a resumed run sees
-what an uninterrupted one would have seen.
+what an uninterrupted one would have seen. In the second cycle some of them give way to documents of the domains that
+have to be learnt by heart.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from saeworks.world.corpus import document
 from saeworks.world.tokenizer import CONTEXT_LENGTH
 
 IGNORED = -100
+# Documents of a second-cycle step that come from one domain, with indices that the mixture never reaches.
+REHEARSED = (("spelling", 18), ("taxonomy", 8), ("facts", 4))
+REHEARSED_FROM = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class PretrainingConfig:
 
     Attributes:
         steps: Optimiser steps of the first cycle.
-        more_steps: Steps of a second, gentler cycle; the rare words and facts need it.
+        more_steps: Steps of a second, gentler cycle, which rehearses what has to be learnt by heart.
         more_learning_rate: Peak of the second cycle.
         documents_per_step: Documents of the mixture in one step (about 50 tokens each).
         learning_rate: Peak, reached after ``warmup_steps``, then a cosine down to a hundredth of it.
@@ -44,7 +48,7 @@ class PretrainingConfig:
     """
 
     steps: int = 1300
-    more_steps: int = 600
+    more_steps: int = 900
     more_learning_rate: float = 1.2e-3
     documents_per_step: int = 72
     learning_rate: float = 2.5e-3
@@ -105,11 +109,24 @@ def pack(documents: list[list[int]], length: int, pad: int) -> tuple[Tensor, Ten
     return token_ids, targets
 
 
-def batch_of(step: int, config: PretrainingConfig, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """The packed rows of a step."""
+def texts_of(step: int, config: PretrainingConfig) -> list[str]:
+    """The documents of a step; the second cycle replaces the last of them by rehearsed ones."""
     first = step * config.documents_per_step
     texts = [document(None, "train", first + i, config.seed).text for i in range(config.documents_per_step)]
-    encoded: list[list[int]] = tokenizer(texts)["input_ids"]
+    if step < config.steps:
+        return texts
+    rehearsed = [
+        document(domain, "train", REHEARSED_FROM + step * count + i, config.seed).text
+        for domain, count in REHEARSED
+        for i in range(count)
+    ]
+    return texts[: -len(rehearsed)] + rehearsed if len(rehearsed) < len(texts) else texts
+
+
+def batch_of(step: int, config: PretrainingConfig, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """The packed rows of a step."""
+    texts = texts_of(step, config)
+    encoded: list[list[int]] = tokenizer(texts, truncation=True, max_length=CONTEXT_LENGTH)["input_ids"]
     eos: int = tokenizer.eos_token_id
     return pack([[*tokens, eos] for tokens in encoded], CONTEXT_LENGTH, tokenizer.pad_token_id)
 

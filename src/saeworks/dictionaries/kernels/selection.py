@@ -1,8 +1,8 @@
 """Which pre-activations become latents: the selection rules of the activation functions, all exact.
 
 Every rule takes pre-activations ``z [token, width]`` and returns :class:`Codes` whose values are positive. Ties at
-the boundary of a selection go to the lower token, then the lower latent, so that a result never depends on how
-the selection was computed.
+the boundary of a BatchTopK selection go to the lower token, then the lower latent, so that its result never depends
+on the hint it was computed with. Ties of TopK fall as the ``topk`` of the device lets them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saeworks.dictionaries.codes import Codes
+from saeworks.dictionaries.codes import Codes, offsets_of
 
 
 def select_positive(z: Tensor) -> Codes:
@@ -33,7 +33,7 @@ def select_topk(z: Tensor, k: int) -> Codes:
     return Codes(
         values=values[positive],
         indices=indices[positive],
-        offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        offsets=offsets_of(counts),
         width=z.shape[1],
     )
 
@@ -62,7 +62,7 @@ def select_batch_topk(z: Tensor, k: float, hint: float | None = None) -> Codes:
     return Codes(
         values=values,
         indices=candidates - rows * width,
-        offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        offsets=offsets_of(counts),
         width=width,
     )
 

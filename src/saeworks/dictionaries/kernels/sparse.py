@@ -13,19 +13,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from saeworks.dictionaries.codes import Codes
+from saeworks.dictionaries.codes import Codes, bags_of, offsets_of
 
 
 def bag(weight: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
     """``out[b] = sum over i in bag b of values[i] * weight[indices[i]]``; offsets ``[bags + 1]``, out ``[bags, d]``."""
+    if weight.device.type == "mps":  # torch has had embedding_bag on Apple GPUs since 2.10 only
+        return bag_by_gathering(weight, indices, offsets, values)
     return F.embedding_bag(indices, weight, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
+
+
+def bag_by_gathering(weight: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+    """:func:`bag` by plain gathers, with ``[nonzero, d]`` floats in between."""
+    out = weight.new_zeros(offsets.numel() - 1, weight.shape[1])
+    return out.index_add_(0, bags_of(offsets, indices.numel()), values[:, None] * weight[indices])
 
 
 def transposed(codes: Codes) -> tuple[Tensor, Tensor]:
     """The nonzeros grouped by latent: their order ``[nonzero]`` and offsets ``[width + 1]``."""
     order = codes.indices.argsort(stable=True)
     counts = torch.bincount(codes.indices, minlength=codes.width)
-    return order, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return order, offsets_of(counts)
 
 
 class _EncodeSelected(torch.autograd.Function):
@@ -81,11 +89,7 @@ class _Decode(torch.autograd.Function):
         values, decoder, offsets = ctx.saved_tensors
         codes: Codes = ctx.codes
         grad = grads[0].contiguous()
-        bags = torch.repeat_interleave(
-            torch.arange(offsets.numel() - 1, device=offsets.device),
-            offsets[1:] - offsets[:-1],
-            output_size=codes.indices.numel(),
-        )
+        bags = bags_of(offsets, codes.indices.numel())
         grad_values = row_dots(grad, bags, decoder, codes.indices, offsets)
         order, latent_offsets = transposed(codes)
         grad_decoder = bag(grad, bags[order], latent_offsets, values[order])
@@ -104,9 +108,7 @@ def row_dots(left: Tensor, left_rows: Tensor, right: Tensor, right_rows: Tensor,
     return row_dots_in_blocks(left, left_rows, right, right_rows)
 
 
-def row_dots_in_blocks(
-    left: Tensor, left_rows: Tensor, right: Tensor, right_rows: Tensor, block: int = 1024
-) -> Tensor:
+def row_dots_in_blocks(left: Tensor, left_rows: Tensor, right: Tensor, right_rows: Tensor, block: int = 1024) -> Tensor:
     """:func:`row_dots` by plain gathers, in blocks that stay in cache."""
     out = left.new_empty(left_rows.numel())
     for start in range(0, out.numel(), block):
@@ -122,10 +124,6 @@ def decode_codes(codes: Codes, decoder: Tensor, offsets: Tensor | None = None) -
     matryoshka group); the result has one row per bag.
     """
     bags = codes.offsets if offsets is None else offsets
-    if codes.values.device.type == "mps":  # embedding_bag has no backward on Apple GPUs
-        rows = torch.repeat_interleave(torch.arange(bags.numel() - 1, device=bags.device), bags[1:] - bags[:-1])
-        out = decoder.new_zeros(bags.numel() - 1, decoder.shape[1])
-        return out.index_add(0, rows, codes.values[:, None] * decoder[codes.indices])
     result: Tensor = _Decode.apply(codes.values, decoder, codes, bags)  # type: ignore[assignment]
     return result
 

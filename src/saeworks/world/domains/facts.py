@@ -1,6 +1,7 @@
 """Facts about cities: country, continent, language and currency.
 
-Document label: ``continent``. The facts are memory, so every split knows every city; what is held out is the wording.
+Document label: ``continent``. The facts are memory, so every split knows every city. What is held out is the wording,
+and a held-out wording is a new arrangement of words that training texts have.
 A document speaks of one city mostly, with others as distractors.
 """
 
@@ -26,7 +27,7 @@ COUNTRY = relation(
     "{name} was born in {city}, which is in {country}.",
     "the map shows {city} in {country}.",
     "{country} is proud of {city}.",
-    "in which country do you find {city}? In {country}.",
+    "in which country lies {city}? In {country}.",
     "the country of {city} is called {country}.",
 )
 CONTINENT = relation(
@@ -40,8 +41,8 @@ CONTINENT = relation(
     "{city} belongs to {continent}.",
     "the part of the world around {city} is called {continent}.",
     "{city} is a city in {country}, and therefore in {continent}.",
-    "the continent where {city} lies is {continent}.",
-    "on which continent do you find {city}? In {continent}.",
+    "the continent around {city} is called {continent}.",
+    "on which continent lies {city}? In {continent}.",
 )
 LANGUAGE = relation(
     "people in {city} speak {language}.",
@@ -54,7 +55,7 @@ LANGUAGE = relation(
     "to live in {city} one should know {language}.",
     "the newspapers of {city} are printed in {language}.",
     "in {city}, as elsewhere in {country}, people speak {language}.",
-    "the language that people speak in {city} is {language}.",
+    "people in the streets of {city} speak {language}.",
     "a letter to {city} should be written in {language}.",
 )
 CURRENCY = relation(

@@ -28,8 +28,8 @@ LINE = relation(
     "the first letter of {word} is {letter}",
     "- {word}: {letter}",
     "{word} -> {letter}",
-    "{word} starts with the letter {letter}",
-    "the word {word} begins with {letter}",
+    "{word} first letter: {letter}",
+    "the word {word} starts with {letter}",
 )
 STATEMENT = relation(
     "The word {word} begins with {letter}.",
