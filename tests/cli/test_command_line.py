@@ -82,7 +82,7 @@ def test_the_flags_are_keys_of_the_configurations() -> None:
         (["run", "--k", "0"], "greater than 0"),
         (["run", "--recipe", "topkk", "--out", "{tmp}/new"], "Did you mean 'topk'?"),
         (["run", "--k", "40", "--width", "32", "--out", "{tmp}/new"], "has only 32 latents"),
-        (["run", "--buffer-tokens", "1500", "--out", "{tmp}/new"], "at least two batches"),
+        (["run", "--buffer-tokens", "700", "--out", "{tmp}/new"], "at least two batches"),
         (["run", "--config", "{tmp}/absent.yaml"], "does not exist"),
         (["run", "--device", "tpu", "--out", "{tmp}/new"], "Unknown device 'tpu'"),
         (["eval", "cor", "--dictionary", "x"], "Did you mean 'core'?"),

@@ -194,7 +194,8 @@ def test_default_learning_rate_follows_the_published_rule_in_long_runs():
     assert default_learning_rate(2**14, 10**6) == pytest.approx(2e-4)
     assert default_learning_rate(2**16, 10**6) == pytest.approx(1e-4)
     assert default_learning_rate(2**10, 10**6) == pytest.approx(4e-4)
-    assert default_learning_rate(2**14, 1000) > 2e-4
+    assert default_learning_rate(2**14, 10_000) == pytest.approx(4e-4)
+    assert default_learning_rate(2**14, 100) == default_learning_rate(2**14, 10) == pytest.approx(3e-3)
 
 
 def test_bad_settings_are_sentences():

@@ -342,19 +342,3 @@ def test_grids_that_cannot_be_trained_are_sentences(tmp_path):
         trainer(tmp_path, config=TrainerConfig(tokens=64, batch_size=64, checkpoint_every=0))
     with pytest.raises(InputError, match="less than one batch"):
         trainer(tmp_path, config=TrainerConfig(tokens=10, batch_size=64))
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_known_features_are_recovered(tmp_path, name):
-    """Every feature has a latent of nearly its direction, by the Hungarian assignment."""
-    from saeworks.world.synthetic import IndependentFeatures, match_features
-
-    features = IndependentFeatures(n_features=32, d=16, seed=0)
-    k = float(features.sample(20000, generator(1)).codes.ne(0).sum(1).float().mean())
-    members = [
-        MemberConfig(recipe(name), 64, max(1, round(k)) if name == "topk" else k, seed, 3e-3) for seed in (0, 1, 2)
-    ]
-    config = TrainerConfig(tokens=512 * 2000, batch_size=512, checkpoint_seconds=1e9)
-    done = Trainer(SyntheticStream(features, seed=3), members, config, tmp_path).run()
-    for dictionary in done.values():
-        assert match_features(dictionary.W_dec, features.directions).mean_max_cosine >= 0.95

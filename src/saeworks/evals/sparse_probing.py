@@ -60,7 +60,7 @@ class Config(BaseModel):
     test_texts: int = Field(default=300, gt=0)
     k_values: tuple[int, ...] = (1, 2, 5)
     seeds: tuple[int, ...] = (0, 1, 2)
-    full_seeds: int = Field(default=1, ge=1)
+    full_seeds: int = Field(default=3, ge=1)
     max_classes: int = Field(default=5, ge=2)
     min_texts: int = Field(default=10, ge=2)
     strengths: tuple[float, ...] = (0.001, 0.01, 0.1)

@@ -94,7 +94,7 @@ class RunConfig(Inputs):
     width: Counts = (1024,)
     k: Counts = (8, 24)
     tokens: Count = 300_000
-    batch_size: Count = 1024
+    batch_size: Count = 512
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     buffer_tokens: Count = 32_768
     normalization: Literal["none", "unit_msn", "sqrt_d"] = "unit_msn"

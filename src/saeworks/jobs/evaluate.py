@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,8 +32,17 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Results by eval and dictionary, evals that were skipped with the reason, and what a reader should know."""
+
+    results: dict[str, dict[str, Result]]
+    skipped: dict[str, str]
+    notes: list[str]
+
+
 def evaluate(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
-    """Measure dictionaries on disk and return ``{"out", "seconds", "files", "table", "skipped"}``.
+    """Measure dictionaries on disk and return ``{"out", "seconds", "files", "table", "skipped", "notes"}``.
 
     ``overrides`` are keys of :class:`saeworks.jobs.config.EvaluateConfig`. Without ``model`` and ``site`` the ones
     that the dictionaries were trained on are used. Raises ``InputError`` for bad input.
@@ -43,13 +53,15 @@ def evaluate(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str
         raise InputError(f"--out '{config.out}' is a file; give a directory.")
     dictionaries = load_dictionaries(config.dictionary, config.device)
     model = open_model(config, config.model or trained_model(dictionaries))
-    done, skipped = run_evals(config.names, dictionaries, model, config, config.out, config.eval_tokens, config.site)
+    measured = run_evals(config.names, dictionaries, model, config, config.out, config.eval_tokens, config.site)
+    done = measured.results
     return {
         "out": str(config.out),
         "seconds": round(time.monotonic() - started, 2),
         "files": [str(result.path) for results in done.values() for result in results.values()],
         "table": summary_rows(dictionaries, done),
-        "skipped": skipped,
+        "skipped": measured.skipped,
+        "notes": measured.notes,
     }
 
 
@@ -61,8 +73,8 @@ def run_evals(
     out: Path,
     tokens: int,
     site: str | None = None,
-) -> tuple[dict[str, dict[str, Result]], dict[str, str]]:
-    """Run the named evals and write ``out/EVAL/*.json``; returns results by eval and dictionary, and what was skipped.
+) -> Measured:
+    """Run the named evals and write ``out/EVAL/*.json``.
 
     What was measured before on the same bytes is not measured again. An eval that the data do not allow (probing
     without labels, or with labels too rare to probe) is skipped with its reason when several were named, and an
@@ -73,7 +85,10 @@ def run_evals(
 
     check_evals(names, config)
     configs = eval_configs(config, tokens, site)
-    text = held_out(config) if set(names) & {"core", "latents"} else None
+    text, note = held_out(config) if set(names) & {"core", "latents"} else (None, None)
+    notes = [*foreign_models(dictionaries, model), *([note] if note else [])]
+    for sentence in notes:
+        sys.stderr.write(sentence + "\n")
     done: dict[str, dict[str, Result]] = {}
     skipped: dict[str, str] = {}
     for name in dict.fromkeys(names):
@@ -89,7 +104,7 @@ def run_evals(
             reason = str(e)
         skipped[name] = reason
         sys.stderr.write(f"{name} is skipped: {reason}\n")
-    return done, skipped
+    return Measured(done, skipped, notes)
 
 
 def check_evals(names: Sequence[str], config: Inputs) -> None:
@@ -175,17 +190,27 @@ def summary_rows(
     return rows
 
 
-def held_out(config: Inputs) -> TextSource:
-    """Texts that were not trained on; a file too small to hold any out is measured on itself, with a warning."""
+def held_out(config: Inputs) -> tuple[TextSource, str | None]:
+    """Texts that were not trained on; a file too small to hold any out is measured on itself, which is noted."""
     source = open_source(config, "validation")
     try:
         if next(source.documents(limit=1), None) is not None:
-            return source
+            return source, None
     except InputError:
         # Nothing was held out. A file that is bad in another way will say so again when it is read as a whole.
         pass
-    sys.stderr.write("The data are too few to hold any out; the evals measure on the texts of training.\n")
-    return open_source(config, "train")
+    note = "The data are too few to hold any out: core and latents were measured on the texts of training."
+    return open_source(config, "train"), note
+
+
+def foreign_models(dictionaries: Mapping[str, Dictionary], model: LanguageModel) -> list[str]:
+    """A sentence for every dictionary that was trained on a model with other weights than this one."""
+    notes: list[str] = []
+    for name, dictionary in dictionaries.items():
+        trained_on = dictionary.cfg.metadata.get("model_fingerprint")
+        if trained_on is not None and trained_on != model.fingerprint():
+            notes.append(f"'{name}' was trained on another model, or other weights, than '{model.name}' has.")
+    return notes
 
 
 def labelled_sets(config: Inputs, settings: Any) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def _metadata(
     config: RunConfig, site: str, model: str, fingerprint: str | None, revision: str | None
 ) -> dict[str, Any]:
     return {
-        "model_name": model,
+        # A relative path would mean another directory, or none, when the dictionary is measured from elsewhere.
+        "model_name": str(Path(model).resolve()) if Path(model).is_dir() else model,
         "model_fingerprint": fingerprint,
         "model_revision": revision,
         "site": site,

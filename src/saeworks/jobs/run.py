@@ -21,7 +21,8 @@ def run(overrides: Mapping[str, Any] | None = None, file: Path | None = None) ->
         file: YAML file with the same keys.
 
     Returns:
-        ``{"out", "report", "site", "seconds": {...}, "table": [one row per dictionary], "skipped", "failures"}``.
+        ``{"out", "report", "site", "seconds": {...}, "table": [one row per dictionary], "skipped", "notes",
+        "failures"}``.
 
     Raises:
         InputError: bad input, found before anything is written wherever that is possible.
@@ -33,10 +34,10 @@ def run(overrides: Mapping[str, Any] | None = None, file: Path | None = None) ->
     trained = train_grid(config, workspace)
     config, model = trained.config, trained.model
     assert model is not None  # activations that are not from a store come from a model
-    done, skipped = run_evals(config.evals, trained.dictionaries, model, config, workspace.results, config.eval_tokens)
-    measured = time.monotonic()
-    seconds = {"training": trained.seconds, "measuring": round(measured - started - trained.seconds, 2)}
-    facts = {"seconds": seconds, "skipped": skipped, "failures": trained.failures}
+    measured = run_evals(config.evals, trained.dictionaries, model, config, workspace.results, config.eval_tokens)
+    measuring = time.monotonic() - started - trained.seconds
+    seconds = {"training": trained.seconds, "measuring": round(measuring, 2)}
+    facts = {"seconds": seconds, "skipped": measured.skipped, "notes": measured.notes, "failures": trained.failures}
     workspace.write(config, finished=time.time(), **facts)
     from saeworks.results.report import write_report
 
@@ -47,7 +48,7 @@ def run(overrides: Mapping[str, Any] | None = None, file: Path | None = None) ->
         "out": str(workspace.root),
         "report": str(report),
         "site": config.site,
-        "table": summary_rows(trained.dictionaries, done),
+        "table": summary_rows(trained.dictionaries, measured.results),
         **facts,
         "seconds": {**seconds, "total": round(time.monotonic() - started, 2)},
     }

@@ -18,7 +18,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], int, bool]] = {
     "Alive": (("core", "misc_metrics", "frac_alive"), 3, False),
     "Probe, 1 latent": (("sparse_probing", "sae", "sae_top_1_test_accuracy"), 3, True),
     "Probe, 5 latents": (("sparse_probing", "sae", "sae_top_5_test_accuracy"), 3, True),
-    "Concepts found": (("latents", "concepts", "mean_best_latent_f1"), 3, True),
+    "Best F1 per concept": (("latents", "concepts", "mean_best_latent_f1"), 3, True),
     "Hierarchy holes": (("latents", "hierarchy", "hole_rate"), 3, False),
 }
 
@@ -33,12 +33,12 @@ DEFINITIONS = {
     "Probe, k latents": "Test accuracy of a logistic probe on the k latents that differ most between the classes in "
     "training; means of latents over each text; balanced classes, so that 0.5 is chance.",
     "Dense probe": "The same probe on all coordinates of the raw activations: the ceiling for any dictionary.",
-    "Concepts found": "For every known concept the F1 of the latent that detects it best, averaged over concepts.",
+    "Best F1 per concept": "For every known concept the F1 of the latent that detects it best, averaged over concepts.",
     "Hierarchy holes": "Share of child concepts on whose tokens their parent's best latent fires less than half of the "
     "time. A hole is absorbed when another latent has taken over the child.",
     "Density": "Share of tokens on which a latent is above 0.",
     "Intervals": "The small numbers are 95 % bootstrap intervals: documents are drawn again with replacement (for "
-    "concepts found, concepts are), with the dictionary and the fitted probes as they are.",
+    "the F1 per concept, concepts are), with the dictionary and the fitted probes as they are.",
 }
 
 
@@ -58,7 +58,7 @@ def header(workspace: Workspace) -> str:
         "Texts": esc(texts),
         "Training tokens": whole(config.get("tokens") or workspace.common("tokens") or "–"),
         "Dictionaries": str(len(workspace.entries)),
-        "Computing time": duration(total),
+        "Computing time, last session": duration(total),
         "Finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when)) if isinstance(when, (int, float)) else "–",
         "saeworks": esc(run.get("saeworks_version") or "–"),
     }
@@ -90,7 +90,7 @@ def _summary(workspace: Workspace) -> str:
             f"A single latent of <b>{esc(probed.label)}</b> tells labelled concepts apart with {percent(one)} "
             f"accuracy{against}."
         )
-    found = _best(workspace.entries, COLUMNS["Concepts found"][0])
+    found = _best(workspace.entries, COLUMNS["Best F1 per concept"][0])
     if found:
         result = found.results["latents"]
         share = result.metric("concepts", "frac_found")
@@ -103,6 +103,8 @@ def _summary(workspace: Workspace) -> str:
         for name, why in record.items() if isinstance(record, dict) else ():
             what = "was not measured" if part == "skipped" else "could not be trained"
             sentences.append(f"<b>{esc(name)}</b> {what}: {esc(why)}")
+    notes = workspace.run.get("notes")
+    sentences += [esc(note) for note in notes] if isinstance(notes, list) else []
     return '<div class="summary">' + "".join(f"<p>{s}</p>" for s in sentences) + "</div>" if sentences else ""
 
 
@@ -223,7 +225,7 @@ def _unstructured(e: Entry, key: str) -> list[dict[str, Any]]:
 def latents(workspace: Workspace) -> str:
     """The shown latents of every dictionary; the one that finds most concepts comes first and open."""
     measured = [e for e in workspace.entries if _unstructured(e, "shown")]
-    key = COLUMNS["Concepts found"][0]
+    key = COLUMNS["Best F1 per concept"][0]
     measured.sort(key=lambda e: -(e.metric(*key) or 0.0))
     parts: list[str] = []
     for number_, e in enumerate(measured):

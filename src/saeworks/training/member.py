@@ -22,6 +22,8 @@ from saeworks.training.schedules import Schedule
 
 THRESHOLD_DECAY = 0.99
 HINT_FACTOR = 0.95
+# Pre-activations that the scale of the initial encoder is judged by: bounds its memory at large widths.
+INITIAL_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Member:
         makes their mean square equal that of the centred input (arXiv 2406.04093, appendix A.1).
         """
         self.b_dec.copy_(geometric_median(x))
+        x = x[: max(INITIAL_ENTRIES // self.config.width, 1)]
         target = (x - self.b_dec).square().sum()
         codes = self.activation(torch.addmm(self.b_enc, x - self.b_dec, self.encoder.T))
         reached = prefix_reconstructions(codes, self.decoder, torch.zeros_like(self.b_dec), (self.config.width,))

@@ -83,7 +83,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe(name: str, **changes: Any) -> Recipe:
+def recipe(name: str, /, **changes: Any) -> Recipe:
     """The recipe called ``name``, with some of its fields replaced."""
     from dataclasses import replace
 

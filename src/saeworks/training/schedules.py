@@ -8,17 +8,16 @@ from dataclasses import dataclass
 REFERENCE_LEARNING_RATE = 2e-4
 REFERENCE_WIDTH = 2**14
 LARGEST_DEFAULT_LEARNING_RATE = 4e-4
-# Runs shorter than this many steps take proportionally larger steps: there is no time for small ones.
+# Shorter runs take proportionally larger steps, up to a factor: measured on the embedded world, where runs of 600 to
+# 1,800 steps at 6e-3 left fewer latents dead and explained more variance than at half or at nearly twice that rate.
 SHORT_RUN_STEPS = 20_000
-SHORT_RUN_LEARNING_RATE = 3e-3
+SHORT_RUN_FACTOR = 15.0
 
 
 def default_learning_rate(width: int, steps: int) -> float:
     """The learning rate when none is given, for a dictionary of ``width`` latents trained for ``steps`` steps."""
     long = min(REFERENCE_LEARNING_RATE / (width / REFERENCE_WIDTH) ** 0.5, LARGEST_DEFAULT_LEARNING_RATE)
-    if steps >= SHORT_RUN_STEPS:
-        return long
-    return min(SHORT_RUN_LEARNING_RATE, long * (SHORT_RUN_STEPS / steps) ** 0.5)
+    return long * min(max(SHORT_RUN_STEPS / steps, 1.0), SHORT_RUN_FACTOR)
 
 
 @dataclass(frozen=True)

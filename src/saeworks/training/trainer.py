@@ -254,6 +254,8 @@ class Trainer:
                     "members": {m.name: {**asdict(m.config), "dead_after": m.dead_after} for m in self.members},
                     "tokens": self.config.tokens,
                     "batch_size": self.config.batch_size,
+                    "normalization_tokens": self.config.normalization_tokens,
+                    "calibration_tokens": self.config.calibration_tokens,
                     "stream": self.stream.fingerprint(),
                 }
             )
