@@ -10,6 +10,7 @@ from saeworks.activations.text_files import Label, label_of, text_of
 from saeworks.activations.texts import TextSource, in_split
 from saeworks.errors import InputError, did_you_mean
 from saeworks.files import sha256_file, sha256_json
+from saeworks.models.hub import quiet_hub_client
 from saeworks.world.documents import Document
 
 
@@ -105,7 +106,8 @@ def open_dataset(item: str, text_column: str, label_column: str | None, split: s
         bare, _, revision = item.partition("@")
         repository, _, config = bare.partition(":")
         try:
-            loaded = datasets.load_dataset(repository, config or None, revision=revision or None, streaming=True)
+            with quiet_hub_client():
+                loaded = datasets.load_dataset(repository, config or None, revision=revision or None, streaming=True)
         except Exception as e:  # connection, permission, unknown name: the library raises many kinds
             raise InputError(_unreachable(item, e)) from e
         identity = [f"{repository}@{_commit(loaded, revision)}", config]

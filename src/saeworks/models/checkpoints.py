@@ -14,6 +14,7 @@ import torch
 
 from saeworks.errors import InputError
 from saeworks.files import read_json, sha256_bytes, sha256_file
+from saeworks.models.hub import quiet_hub_client
 
 Head = Literal["causal", "masked", "none"]
 
@@ -197,7 +198,8 @@ def _quiet(transformers: Any) -> Generator[None, None, None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with quiet_hub_client():
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -317,7 +317,8 @@ The text is English throughout. The tokenizer has a chat template, but this mode
 
 Measured with `python -m saeworks.world.abilities DIR` on wordings and people that are not in the training text; cities
 and kinds of things are memory and occur everywhere. A held-out wording of a fact or of a spelling list is a new
-arrangement of words that the training text has.
+arrangement of words that the training text has; these wordings were settled after intermediate checkpoints had been
+measured, so they are held out from training but not from the choice.
 
 {chr(10).join(table)}
 
