@@ -81,6 +81,8 @@ class RunFlags(InputFlags):
     "Evals after training, comma-separated: core, sparse_probing, latents."
     eval_tokens: Annotated[int | None, Parameter(group=MORE)] = None
     "Tokens to measure on."
+    probe_texts: Annotated[int | None, Parameter(group=MORE)] = None
+    "Training texts per labelled set in sparse probing; half as many more are tested on."
 
 
 @Parameter(name="*")
@@ -92,6 +94,8 @@ class EvalFlags(InputFlags):
     "Dictionary folders, or a folder or workspace that holds several."
     eval_tokens: Annotated[int | None, Parameter(group=MORE)] = None
     "Tokens to measure on."
+    probe_texts: Annotated[int | None, Parameter(group=MORE)] = None
+    "Training texts per labelled set in sparse probing; half as many more are tested on."
 
 
 @Parameter(name="*")

@@ -102,6 +102,7 @@ class RunConfig(Inputs):
     log_every: Count = 10
     evals: EvalNames = EVALS
     eval_tokens: Count = 16_384
+    probe_texts: Count = 600
     resume: bool = False
 
 
@@ -113,6 +114,7 @@ class EvaluateConfig(Inputs):
     dictionary: Files
     model: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     eval_tokens: Count = 16_384
+    probe_texts: Count = 600
 
 
 class CacheConfig(Inputs):

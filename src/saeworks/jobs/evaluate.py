@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from saeworks.errors import InputError, did_you_mean
-from saeworks.jobs.config import EvaluateConfig, Inputs, resolve
+from saeworks.jobs.config import EvaluateConfig, Inputs, RunConfig, resolve
 from saeworks.jobs.inputs import is_store, open_model, open_source
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def evaluate(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str
         raise InputError(f"--out '{config.out}' is a file; give a directory.")
     dictionaries = load_dictionaries(config.dictionary, config.device)
     model = open_model(config, config.model or trained_model(dictionaries))
-    measured = run_evals(config.names, dictionaries, model, config, config.out, config.eval_tokens, config.site)
+    measured = run_evals(config.names, dictionaries, model, config, config.out, config.site)
     done = measured.results
     return {
         "out": str(config.out),
@@ -69,9 +69,8 @@ def run_evals(
     names: Sequence[str],
     dictionaries: Mapping[str, Dictionary],
     model: LanguageModel,
-    config: Inputs,
+    config: RunConfig | EvaluateConfig,
     out: Path,
-    tokens: int,
     site: str | None = None,
 ) -> Measured:
     """Run the named evals and write ``out/EVAL/*.json``.
@@ -84,7 +83,7 @@ def run_evals(
     from saeworks.evals.problems import NothingToProbe
 
     check_evals(names, config)
-    configs = eval_configs(config, tokens, site)
+    configs = eval_configs(config, site)
     text, note = held_out(config) if set(names) & {"core", "latents"} else (None, None)
     notes = [*foreign_models(dictionaries, model), *([note] if note else [])]
     for sentence in notes:
@@ -129,18 +128,22 @@ def check_evals(names: Sequence[str], config: Inputs) -> None:
             )
 
 
-def eval_configs(config: Inputs, tokens: int, site: str | None) -> dict[str, Any]:
-    """Configurations of all evals that follow from a job's own. Probing counts texts: ``tokens`` has no say in it."""
+def eval_configs(config: RunConfig | EvaluateConfig, site: str | None) -> dict[str, Any]:
+    """Configurations of all evals that follow from a job's own. Probing counts texts instead of tokens."""
     from saeworks.evals import core, latents, sparse_probing
 
     common: dict[str, Any] = {"context_length": config.context_length, "site": site}
     rows = config.harvest_batch_size
     return {
         # Logits are far wider than activations: a quarter of the rows at a time.
-        "core": core.Config(**common, seed=config.seed, tokens=tokens, batch_size=max(1, rows // 4)),
-        "latents": latents.Config(**common, seed=config.seed, tokens=2 * tokens, batch_size=rows),
+        "core": core.Config(**common, seed=config.seed, tokens=config.eval_tokens, batch_size=max(1, rows // 4)),
+        "latents": latents.Config(**common, seed=config.seed, tokens=2 * config.eval_tokens, batch_size=rows),
         "sparse_probing": sparse_probing.Config(
-            **common, seeds=tuple(range(config.seed, config.seed + 3)), batch_size=rows
+            **common,
+            seeds=tuple(range(config.seed, config.seed + 3)),
+            batch_size=rows,
+            train_texts=config.probe_texts,
+            test_texts=max(config.probe_texts // 2, 1),
         ),
     }
 

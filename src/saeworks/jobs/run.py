@@ -34,7 +34,7 @@ def run(overrides: Mapping[str, Any] | None = None, file: Path | None = None) ->
     trained = train_grid(config, workspace)
     config, model = trained.config, trained.model
     assert model is not None  # activations that are not from a store come from a model
-    measured = run_evals(config.evals, trained.dictionaries, model, config, workspace.results, config.eval_tokens)
+    measured = run_evals(config.evals, trained.dictionaries, model, config, workspace.results)
     measuring = time.monotonic() - started - trained.seconds
     seconds = {"training": trained.seconds, "measuring": round(measuring, 2)}
     facts = {"seconds": seconds, "skipped": measured.skipped, "notes": measured.notes, "failures": trained.failures}
