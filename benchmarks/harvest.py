@@ -14,7 +14,8 @@ On a shared machine compare processor seconds (``cpu_time_ratio_to_bare_forward`
 
 Memory. Resident memory is sampled every few milliseconds, first during a forward pass of the largest batch, which
 gives the working memory of the model, then while the stream runs for the first time. The growth of the second is
-compared with a bound: buffer and three copies of a harvest batch by calculation, plus the model's working memory as measured.
+compared with a bound: buffer and three copies of a harvest batch by calculation, plus the model's working memory as
+measured.
 """
 
 from __future__ import annotations
