@@ -101,3 +101,14 @@ def test_a_second_run_is_kept_out_while_the_first_one_writes(tmp_path: Path) -> 
         pass
     with workspace.locked():
         assert list(workspace.root.iterdir()) == []
+
+
+def test_a_run_that_lacks_a_later_key_can_be_continued(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    Workspace(out).write(resolve(RunConfig, {"out": out, "tokens": 5000}))
+    record = json.loads((out / "run.json").read_text())
+    del record["config"]["probe_texts"]
+    (out / "run.json").write_text(json.dumps(record))
+    config, _ = open_run({"out": out, "resume": True}, None)
+    assert (config.tokens, config.probe_texts) == (5000, RunConfig().probe_texts)

@@ -127,7 +127,9 @@ def open_run(overrides: Mapping[str, Any], file: Path | None) -> tuple[RunConfig
             f"--out '{config.out}' already holds a run, which was left as it is; "
             "add --resume to continue it, or choose another directory."
         )
-    saved = {key: value for key, value in workspace.read()["config"].items() if key != "out"}
+    # A run of an earlier version lacks the keys that came later: it was run as their defaults say.
+    complete = {**plain(RunConfig()), **workspace.read()["config"]}
+    saved = {key: value for key, value in complete.items() if key != "out"}
     config = resolve(RunConfig, overrides, file, saved)
     changed = changed_keys(saved, plain(config), RunConfig.may_change)
     if changed:
