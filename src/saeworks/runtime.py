@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING
 
 from saeworks.errors import InputError, did_you_mean
@@ -57,3 +58,32 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
     import torch
 
     return torch.Generator("cpu").manual_seed(derive_seed(seed, *names))
+
+
+def launched() -> tuple[int, int] | None:
+    """Rank and number of the processes that ``torchrun`` started together; None for a process that runs alone."""
+    found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
+    if not all(text.isdigit() for text in found) or not os.environ.get("MASTER_ADDR"):
+        return None
+    rank, count = int(found[0]), int(found[1])
+    return (rank, count) if count > 1 else None
+
+
+def reuse_freed_memory() -> bool:
+    """Let the C library keep freed memory for the next allocation instead of giving it back to the system.
+
+    Every step of a training allocates and frees the same large tensors; fetching their pages anew from the system each
+    time cost a third of a step where this was measured (4 layers, width 256, 4,000 tokens, two cores).
+
+    Returns:
+        Whether the C library has the switches (glibc); elsewhere nothing happens.
+    """
+    import ctypes
+
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    wanted = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26))
+    return all(bool(mallopt(switch, value)) for switch, value in wanted)

@@ -8,7 +8,7 @@ from saeworks.errors import InputError
 from saeworks.evals import core, sparse_probing
 from saeworks.evals.runner import Data, run_evals
 from saeworks.evals.sparse_probing import LabelledSet
-from saeworks.results.envelope import read_results
+from saeworks.results.envelope import read_results, result_path
 
 CONFIGS: dict[str, BaseModel] = {"core": core.Config(tokens=100, batch_size=8, context_length=16, resamples=20)}
 
@@ -19,10 +19,9 @@ def test_finished_results_are_kept_and_changed_ones_measured_again(
     dictionaries = {"a": make_dictionary(), "b/c": make_dictionary(seed=1)}
     data = Data(text=make_source(make_sentences(30)))
     first = run_evals(["core"], dictionaries, model, data, tmp_path, CONFIGS)["core"]
-    assert {p.name for p in (tmp_path / "core").glob("*.json")} == {
-        "a_eval_results.json",
-        "b_c_eval_results.json",
-    }
+    written = {p.name for p in (tmp_path / "core").glob("*.json")}
+    assert written == {result_path(tmp_path, "core", name).name for name in dictionaries}
+    assert "a_eval_results.json" in written
     second = run_evals(["core"], dictionaries, model, data, tmp_path, CONFIGS)["core"]
     assert [r.eval_id for r in second.values()] == [r.eval_id for r in first.values()]
     dictionaries["a"] = make_dictionary(seed=7)

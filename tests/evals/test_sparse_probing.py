@@ -8,6 +8,7 @@ from saeworks.evals import sparse_probing
 from saeworks.evals.pooling import pool_texts, without_repeats
 from saeworks.evals.problems import draw_problems, group_split
 from saeworks.evals.sparse_probing import Config, LabelledSet
+from saeworks.world import corpus
 from saeworks.world.documents import Document
 
 BLANK = ["", "  ", float("nan")]
@@ -26,6 +27,10 @@ def planted(count, seed):
             words[3] = "dog"
         out.append(Document(text=" ".join(words), labels={"has_dog": label, "noise": "xy"[i // 2 % 2]}))
     return out
+
+
+def skipped_of(result):
+    return next((row["skipped"] for row in result.eval_result_details if "skipped" in row), {})
 
 
 def dog_dictionary(model, make_dictionary):
@@ -131,6 +136,42 @@ def test_empty_labels_and_texts_without_tokens_are_not_probed(model, make_dictio
     sets = {"toy": LabelledSet(marked(planted(100, 0)), marked(planted(60, 1)))}
     result = sparse_probing.run({"d": make_dictionary()}, model, sets, SMALL)["d"]
     assert set(result.eval_result_unstructured["toy_has_dog_results"]["sae_test_accuracy"]) == {"True"}
+    skipped = skipped_of(result)
+    assert skipped["toy/has_dog: 160 texts"] == "no such label"
+    # The 40 of the test part repeat those of the training part and were dropped before.
+    assert "average" in skipped["toy: 40 texts without a token"]
+
+
+def test_texts_that_lack_a_label_are_counted_label_by_label(model, make_dictionary):
+    def rows(count, seed):
+        """Every third text has no "noise", every fourth no "has_dog"; "rare" is on two texts of each part."""
+        out = []
+        for i, d in enumerate(planted(count, seed)):
+            labels = {name: v for name, v in d.labels.items() if i % {"noise": 3, "has_dog": 4}[name]}
+            out.append(Document(text=d.text, labels=labels | ({"rare": "ab"[i]} if i < 2 else {})))
+        return out
+
+    asked = LabelledSet(rows(120, 0), rows(60, 1), ("has_dog", "noise", "rare", "absent"))
+    skipped = skipped_of(sparse_probing.run({"d": make_dictionary()}, model, {"toy": asked}, SMALL)["d"])
+    counts = {key: why for key, why in skipped.items() if why == "no such label"}
+    assert set(counts) == {
+        "toy/has_dog: 45 texts",
+        "toy/noise: 60 texts",
+        "toy/rare: 176 texts",
+        "toy/absent: 180 texts",
+    }
+    whole = LabelledSet(planted(120, 0), planted(60, 1))
+    result = sparse_probing.run({"d": make_dictionary()}, model, {"toy": whole}, SMALL)["d"]
+    assert not any(why == "no such label" for why in skipped_of(result).values())
+
+
+def test_a_domain_that_joins_the_world_is_probed_only_when_named():
+    sets = sparse_probing.world_sets(config=Config(train_texts=4, test_texts=2))
+    assert tuple(sets) == ("biographies", "reviews", "news", "taxonomy", "facts")
+    assert all(s.labels and len(s.train) == 4 and s.test is not None and len(s.test) == 2 for s in sets.values())
+    assert set(corpus.DOMAINS) > set(sets)
+    (code,) = sparse_probing.world_sets(["code", "spelling"], Config(train_texts=4, test_texts=2)).items()
+    assert (code[0], code[1].labels) == ("code", ("language",)), "spelling has no labels"
 
 
 def test_data_without_labels_are_refused_with_a_reason(model, make_dictionary, make_sentences):

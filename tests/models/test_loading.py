@@ -292,6 +292,7 @@ def test_a_hub_model_is_downloaded_cached_and_named_by_its_commit(checkpoint: Ch
     assert first == {"revision": _COMMIT, "fingerprint": f"somebody/tiny@{_COMMIT}", "sum": pytest.approx(expected)}
     assert "neither a local directory nor a public repository" in unknown["error"]
     # From now on without the hub: the cache serves the model, and says so in a sentence where it cannot.
+    assert in_a_process("somebody/tiny", tmp_path, HF_ENDPOINT=endpoint) == first
     assert in_a_process("somebody/tiny", tmp_path, HF_HUB_OFFLINE="1") == first
     offline = in_a_process("somebody/else", tmp_path, HF_HUB_OFFLINE="1")
     for words in ("'somebody/else'", "cannot be reached", "--model world", "local model directory"):

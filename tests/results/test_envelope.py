@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
 from saeworks.errors import InputError
-from saeworks.results.envelope import Result, read_result, read_results
+from saeworks.results.envelope import Result, read_result, read_results, result_path
 
 
 def example(**changes) -> Result:
@@ -27,7 +28,8 @@ def example(**changes) -> Result:
 def test_round_trip_with_side_file(tmp_path):
     result = example().attach({"density": np.array([0.25, math.nan], dtype=np.float32)})
     path = result.write(tmp_path)
-    assert path == tmp_path / "core" / "layer_1__a__eval_results.json"
+    assert path.parent == tmp_path / "core"
+    assert re.fullmatch(r"layer_1__a_~[0-9a-f]{8}_eval_results\.json", path.name)
     raw = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert raw["eval_result_metrics"]["sparsity"] == {"l0": 1.5, "l1": None}
     assert "density" not in path.read_text()
@@ -40,6 +42,18 @@ def test_round_trip_with_side_file(tmp_path):
     assert again.model_dump(exclude={"eval_result_metrics"}) == result.model_dump(exclude={"eval_result_metrics"})
     assert [r.eval_id for r in read_results(tmp_path)] == [result.eval_id]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_every_name_has_a_file_of_its_own(tmp_path):
+    names = ["a b", "a_b", "a/b", "a~b", "a_b_", "a b ", "a.b", "ä b"]
+    names.append(result_path(tmp_path, "core", "a b").name.removesuffix("_eval_results.json"))  # as a name
+    paths = {name: example(sae_lens_id=name).write(tmp_path) for name in names}
+    assert len(set(paths.values())) == len(names)
+    assert all(path.parent == tmp_path / "core" for path in paths.values())
+    assert all(read_result(path).sae_lens_id == name for name, path in paths.items())
+    assert {path: result_path(tmp_path, "core", name) for name, path in paths.items()} == {p: p for p in paths.values()}
+    assert paths["a_b"].name == "a_b_eval_results.json"
+    assert paths["a.b"].name == "a.b_eval_results.json"
 
 
 def test_infinities_and_numpy_numbers_become_json(tmp_path):

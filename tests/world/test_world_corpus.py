@@ -15,7 +15,7 @@ from saeworks.world import corpus
 from saeworks.world.concepts import concepts
 from saeworks.world.corpus import DOMAINS, SPLIT_NAMES, document, documents, label_names, surprise
 from saeworks.world.documents import Document
-from saeworks.world.domains import biographies, facts, news, reviews, spelling, taxonomy
+from saeworks.world.domains import biographies, craft, facts, news, portraits, reviews, ships, spelling, taxonomy
 from saeworks.world.drawing import Draw, Pool, Weighted, zipf
 from saeworks.world.knowledge import cities, leaves, lexicon, names, roots
 from saeworks.world.knowledge import taxonomy as things
@@ -24,12 +24,20 @@ from saeworks.world.phrasing import Relation
 
 # sha256 over texts, labels and spans of the first 300 documents of a domain, training split, seed 0.
 BYTES = {
-    "biographies": "b9e94aa455df290c4de265ac77eca8ceff9a6c1722f122d51c4562e9f42e9813",
+    "biographies": "d622957db831eaeffcd0691137afbad91e0954415e57a7d519a5c7e8f0f466f1",
     "reviews": "1860f77a2f669f0414f2d8106fb38670cf5a8e46a8315cb5a2a7379bb45363fe",
     "news": "7523f4da7b777b97d713dcc4d04aa07a214826bb9d9b89fae2e0f8e285b50557",
+    "code": "9a8c7fd834c1108995df3a14b97de1c0c494d04f846c61d0c19de50012fb90bc",
+    "languages": "f09a6004a4e1c4ef8ad386c0a1f21f39255e7fb449869cfecbaa91e67574f78e",
     "taxonomy": "23baa1f5bf9c48e42e45ffc497189bb27dfe3140e9cae10321ad92251c95d539",
     "spelling": "7c029010c6806fe54df175a8bfd0314e1c0834d2b4ddc092c38768a831d68b9c",
     "facts": "7e62e79c5c2c21b6b85244893a249b2e24a2d619a4d6567205cb8406b24f89de",
+    "ships": "cf19f954294e0f4724dbcd26fff081c22d8c72f5ad6984cd9138fff3f7397249",
+    "craft": "4b58e128237af36e84695b1065049c7cf1bf7e38a17a38219fcf24fec3750d21",
+    "questions": "91280aec27da1acdc9c8c83a1ee02ddbcd4bbbfafe457d0030e748163c0265a7",
+    "comparisons": "cf1a8d59158b5dfe2514f2452577f7897ab4c41b79cfe70478531b958c6cafa6",
+    "portraits": "3cb1292ee23c29fdc93090e00ef8b5c5294a8a4c47bcb952698e30ebcad0e910",
+    "chat": "b5d81da2ae320f16b8a2ea09e0537ddabc1791afd27bb1c0248f2e3927d51e5c",
 }
 
 
@@ -150,7 +158,7 @@ def test_the_knowledge_is_as_large_as_promised() -> None:
 
 
 def relations() -> dict[str, Relation]:
-    modules = (biographies, reviews, news, taxonomy, spelling, facts)
+    modules = (biographies, reviews, news, taxonomy, spelling, facts, ships, craft)
     return {
         f"{module.__name__}.{name}": value
         for module in modules
@@ -172,7 +180,9 @@ def telling(template: str) -> str:
     return max(re.split(r"\{[^}]*\}", template), key=len).strip(" .,:;?").lower()
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize(
+    "domain", ["biographies", "reviews", "news", "taxonomy", "facts", "spelling", "ships", "craft"]
+)
 def test_held_out_wordings_occur_in_no_other_split(domain: str) -> None:
     own = [one for name, one in relations().items() if f".{domain}." in name]
     trained = " | ".join(t.lower() for one in own for t in one.of("train"))
@@ -181,7 +191,8 @@ def test_held_out_wordings_occur_in_no_other_split(domain: str) -> None:
     fragments = {fragment for fragment in fragments if len(fragment) >= 8 and fragment not in trained}
     assert len(fragments) >= len(own)
     held_out_text = " ".join(made.text.lower() for made in documents(domain, "probe_test", count=400))
-    assert sum(fragment in held_out_text for fragment in fragments) >= 0.9 * len(fragments)
+    # The probe splits leave out whole relations that would tell the label.
+    assert sum(fragment in held_out_text for fragment in fragments) >= 0.4 * len(fragments)
     for split in ("train", "validation", "probe_train"):
         text = " ".join(made.text.lower() for made in documents(domain, split, count=400))
         assert [fragment for fragment in fragments if fragment in text] == []
@@ -270,10 +281,76 @@ def test_many_biographies_never_name_the_profession() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_documents_have_exactly_the_promised_labels(domain: str) -> None:
-    for made in documents(domain, "probe_train", count=50):
-        assert tuple(made.labels) == label_names(domain)
+    made = [set(one.labels) for one in documents(domain, "probe_train", count=200)]
+    assert all(labels <= set(label_names(domain)) for labels in made)
+    for label in label_names(domain):
+        share = sum(label in labels for labels in made) / len(made)
+        # Only some transcripts refuse or judge, and only a text in one language has a language.
+        assert share == 1.0 or (domain in ("chat", "languages") and share > 0.1), label
     if domain == "taxonomy":
         assert {d.labels["root"] for d in documents(domain, "train", count=300)} == set(roots())
+
+
+def evidence_of(made: Document, label: str) -> set[str]:
+    """The marked pieces of a text that show a label of biographies, reviews or news."""
+    root = {"profession": "biographies/profession/", "category": "reviews/category/", "topic": "news/topic/"}[label]
+    return {made.text[s.start : s.end].lower() for s in made.spans if s.concept.startswith(root)}
+
+
+@pytest.mark.parametrize(
+    ("domain", "label"), [("biographies", "profession"), ("reviews", "category"), ("news", "topic")]
+)
+def test_probe_splits_show_a_label_by_different_words(domain: str, label: str) -> None:
+    shown = {
+        split: {
+            (one.labels[label], piece)
+            for one in documents(domain, split, count=1500)
+            for piece in evidence_of(one, label)
+            if str(one.labels[label]) != piece
+        }
+        for split in SPLIT_NAMES
+    }
+    own = {(value, piece) for value, piece in shown["probe_train"] if (value, piece) in shown["train"]}
+    assert len(own) > 0.9 * len(shown["probe_train"]) > 20, "the language model has met all of it"
+    others = {piece for _, piece in shown["probe_test"]}
+    assert not {piece for _, piece in own} & others - set(biographies.PROFESSIONS)
+    if domain == "biographies":
+        named = [str(one.labels[label]) in one.text for one in documents(domain, "probe_test", count=300)]
+        assert not any(named)
+
+
+def test_probe_splits_of_memory_share_no_entity_and_never_say_the_label() -> None:
+    seen: dict[str, set[str]] = {}
+    for split in ("probe_train", "probe_test"):
+        for made in documents("taxonomy", split, count=400):
+            root = str(made.labels["root"])
+            # A kind's name may hold the word ("land vehicle"), but nothing is called by the root's name itself.
+            named = {made.text[s.start : s.end].lower() for s in made.spans if s.concept == f"taxonomy/{root}"}
+            assert not named & {root, things()[root].plural}
+            branches = {
+                s.concept.split("/")[2] for s in made.spans if s.concept.count("/") > 1 and "taxonomy" in s.concept
+            }
+            seen.setdefault(split, set()).update(branches)
+        for made in documents("facts", split, count=400):
+            assert not any(s.concept.startswith("facts/continent/") for s in made.spans)
+            seen.setdefault(split, set()).update(s.concept for s in made.spans if s.concept.startswith("facts/city/"))
+    assert len(seen["probe_train"]) > 30
+    assert not seen["probe_train"] & seen["probe_test"]
+
+
+def test_portraits_have_no_pronouns_and_no_given_name_in_both_probe_splits() -> None:
+    given: dict[str, set[str]] = {}
+    for split in SPLIT_NAMES:
+        for made in documents("portraits", split, count=300):
+            words = set(re.findall(r"[a-z]+", made.text.lower()))
+            assert not words & {"she", "he", "her", "him", "his", "herself", "himself"}, made.text
+            found = {made.text[s.start : s.end] for s in made.spans if s.concept.startswith("person/gender/")}
+            given.setdefault(split, set()).update(found)
+    assert not given["probe_train"] & given["probe_test"]
+    assert len(given["probe_train"]) > 30 < len(given["probe_test"])
+    told = {s.concept.rpartition("/")[2] for one in documents("biographies", "train", count=500) for s in one.spans}
+    assert {"female", "male"} <= told, "the training text goes on with pronouns"
+    assert portraits.LABELS == ("gender", "profession")
 
 
 def test_surprise_bounds_the_text_where_it_can_be_computed() -> None:

@@ -13,26 +13,34 @@ import torch
 from saeworks.errors import InputError
 from saeworks.files import read_json
 from saeworks.world import abilities
-from saeworks.world.corpus import DOMAINS, document, documents, fingerprint, label_names
+from saeworks.world.card import ability_rows
+from saeworks.world.chat_tuning import REPLAYED, ChatTuningConfig
+from saeworks.world.corpus import DOMAINS, MIXTURE, document, documents, fingerprint, label_names
+from saeworks.world.domains import chat
 from saeworks.world.knowledge import cities, lexicon
+from saeworks.world.label_probes import measure_labels
+from saeworks.world.loop import IGNORED, batch_of, pack, train
 from saeworks.world.model_files import model_path
-from saeworks.world.pretraining import (
-    IGNORED,
-    REHEARSED,
-    REHEARSED_FROM,
-    PretrainingConfig,
-    batch_of,
-    learning_rate_at,
-    pack,
-    texts_of,
-    train,
-)
+from saeworks.world.pretraining import REHEARSED, REHEARSED_FROM, PretrainingConfig, new_model
+from saeworks.world.subject import Subject, greedy_matches, open_subject
 from saeworks.world.tokenizer import CONTEXT_LENGTH, words_in_pieces
+
+PACKAGE_DATA = 25_000_000
 
 
 @pytest.fixture(scope="module")
-def subject() -> abilities.Subject:
-    return abilities.open_subject(model_path())
+def subject() -> Subject:
+    return open_subject(model_path())
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Subject:
+    return open_subject(model_path("chat"))
+
+
+@pytest.fixture(scope="module")
+def chat_card() -> dict[str, Any]:
+    return read_json(model_path("chat") / "abilities.json")
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +49,25 @@ def card() -> dict[str, Any]:
 
 
 def test_the_package_stays_small() -> None:
-    sizes = {file.name: file.stat().st_size for file in model_path().iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= set(sizes)
-    assert sizes["model.safetensors"] <= 12_000_000
-    assert sizes["tokenizer.json"] + sizes["tokenizer_config.json"] < 400_000
-    assert sum(sizes.values()) < 13_000_000
+    for which in ("base", "chat"):
+        sizes = {file.name: file.stat().st_size for file in model_path(which).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= set(
+            sizes
+        )
+        assert sizes["model.safetensors"] <= 12_000_000
+        assert sizes["tokenizer.json"] + sizes["tokenizer_config.json"] < 400_000
+    package = Path(abilities.__file__).parent
+    data = [file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")]
+    assert sum(file.stat().st_size for file in data) < PACKAGE_DATA
 
 
-def test_the_model_is_a_plain_llama_in_half_precision(subject: abilities.Subject) -> None:
+def test_both_models_share_one_tokenizer(subject: Subject, assistant: Subject) -> None:
+    files = [(model_path(which) / "tokenizer.json").read_bytes() for which in ("base", "chat")]
+    assert files[0] == files[1]
+    assert subject.tokenizer.chat_template == assistant.tokenizer.chat_template
+
+
+def test_the_model_is_a_plain_llama_in_half_precision(subject: Subject) -> None:
     from safetensors import safe_open
     from transformers import LlamaForCausalLM
 
@@ -65,13 +84,13 @@ def test_the_model_is_a_plain_llama_in_half_precision(subject: abilities.Subject
         assert config[f"{name}_token_id"] == getattr(subject.tokenizer, f"{name}_token_id")
 
 
-def test_lexicon_words_are_single_tokens(subject: abilities.Subject) -> None:
+def test_lexicon_words_are_single_tokens(subject: Subject) -> None:
     assert words_in_pieces(subject.tokenizer) == []
     ids = [subject.tokenizer(" " + word, add_special_tokens=False)["input_ids"][0] for word in lexicon()]
     assert len(set(ids)) == len(lexicon())
 
 
-def test_the_tokenizer_adds_bos_pads_right_and_knows_its_offsets(subject: abilities.Subject) -> None:
+def test_the_tokenizer_adds_bos_pads_right_and_knows_its_offsets(subject: Subject) -> None:
     tokenizer = subject.tokenizer
     texts = ["The beagle barks.", "A much longer sentence about Paris, the euro and \n bridge: B."]
     batch = tokenizer(texts, padding=True, return_offsets_mapping=True)
@@ -90,17 +109,16 @@ def test_the_tokenizer_adds_bos_pads_right_and_knows_its_offsets(subject: abilit
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_documents_fit_the_context(subject: abilities.Subject, domain: str) -> None:
+def test_documents_fit_the_context(subject: Subject, domain: str) -> None:
     texts = [made.text for split in ("train", "probe_test") for made in documents(domain, split, count=400)]
     lengths = sorted(len(ids) for ids in subject.tokenizer(texts)["input_ids"])
     assert lengths[int(0.99 * len(lengths))] <= CONTEXT_LENGTH
-    assert lengths[0] <= 25
-    assert all(
-        subject.tokenizer.decode(subject.tokenizer(t)["input_ids"], skip_special_tokens=True) == t for t in texts[:50]
-    )
+    assert lengths[0] <= 30
+    for text in texts[:50]:
+        assert subject.tokenizer.decode(subject.tokenizer(text)["input_ids"]) == "<|bos|>" + text
 
 
-def test_spans_reach_tokens(subject: abilities.Subject) -> None:
+def test_spans_reach_tokens(subject: Subject) -> None:
     """Every city span covers at least one whole token: what token labels are made from."""
     for made in documents("facts", "train", count=100):
         offsets = subject.tokenizer(made.text, return_offsets_mapping=True)["offset_mapping"]
@@ -109,23 +127,30 @@ def test_spans_reach_tokens(subject: abilities.Subject) -> None:
             assert covered, (made.text, span)
 
 
-def test_the_chat_template_separates_turns(subject: abilities.Subject) -> None:
+def test_the_chat_template_separates_turns(subject: Subject) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     text = subject.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert text == "<|bos|><|system|>Be brief.<|end|><|user|>Hello<|end|><|assistant|>"
     ids = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len([i for i in ids if i < 7]) == 6, "every marker is one token"
+    for made in documents("chat", "train", count=50):
+        said = subject.tokenizer.apply_chat_template(chat.messages(made.text), tokenize=False)
+        assert said == "<|bos|>" + made.text
 
 
-def test_the_card_belongs_to_this_corpus(card: dict[str, Any]) -> None:
-    assert card["corpus"] == fingerprint()
-    text = (model_path() / "README.md").read_text(encoding="utf-8")
-    for ability, figure, measured, reached in abilities.ability_rows(card):
+@pytest.mark.parametrize("which", ["base", "chat"])
+def test_the_card_belongs_to_this_corpus(which: str) -> None:
+    written = read_json(model_path(which) / "abilities.json")
+    assert written["corpus"] == fingerprint()
+    assert read_json(model_path(which) / "recipe.json")["corpus"] == fingerprint()
+    text = (model_path(which) / "README.md").read_text(encoding="utf-8")
+    for ability, figure, measured, reached in ability_rows(which, written):
         assert f"| {ability} | {figure} | {measured} | {'yes' if reached else '**no**'} |" in text
-    assert set(card["probes"]) == {f"{domain}/{label}" for domain in DOMAINS for label in label_names(domain)}
+    assert set(written["probes"]) == {f"{domain}/{label}" for domain in DOMAINS for label in label_names(domain)}
+    assert set(written["loss"]) == {"mixture", *MIXTURE, *(["chat"] if which == "chat" else [])}
 
 
-def test_loss_on_a_sample_is_what_the_card_says(subject: abilities.Subject, card: dict[str, Any]) -> None:
+def test_loss_on_a_sample_is_what_the_card_says(subject: Subject, card: dict[str, Any]) -> None:
     found = abilities.measure_loss(subject, None, 150)
     written = card["loss"]["mixture"]
     assert abs(found["model_nats_per_token"] - written["model_nats_per_token"]) < 0.12
@@ -135,7 +160,7 @@ def test_loss_on_a_sample_is_what_the_card_says(subject: abilities.Subject, card
     )
 
 
-def test_facts_are_recalled_as_the_card_says(subject: abilities.Subject, card: dict[str, Any]) -> None:
+def test_facts_are_recalled_as_the_card_says(subject: Subject, card: dict[str, Any]) -> None:
     found = abilities.measure_facts(subject)
     assert abs(found["all"] - card["fact_recall"]["all"]) < 0.01
     assert found["questions"] >= 4 * len(cities())
@@ -143,21 +168,19 @@ def test_facts_are_recalled_as_the_card_says(subject: abilities.Subject, card: d
     assert free["all"] == pytest.approx(card["free_wordings"]["all"], abs=0.02)
     prompts, answers = abilities.fact_prompts("country")
     wrong = answers[1:] + answers[:1]
-    assert sum(abilities.greedy_matches(subject, prompts, wrong)) / len(prompts) < 0.5, "neighbours share countries"
+    assert sum(greedy_matches(subject, prompts, wrong)) / len(prompts) < 0.5, "neighbours share countries"
 
 
-def test_first_letters_are_told_as_the_card_says(subject: abilities.Subject, card: dict[str, Any]) -> None:
+def test_first_letters_are_told_as_the_card_says(subject: Subject, card: dict[str, Any]) -> None:
     found = abilities.measure_letters(subject, every=8)
     assert abs(found["held_out"] - card["first_letter"]["held_out"]) < 0.05
     assert abs(found[abilities.STANDARD_LINE] - card["first_letter"][abilities.STANDARD_LINE]) < 0.05
 
 
-def test_greedy_matches_agree_with_generation(subject: abilities.Subject) -> None:
+def test_greedy_matches_agree_with_generation(subject: Subject) -> None:
     prompts, answers = abilities.fact_prompts("currency")
     prompts, answers = prompts[::19], answers[::19]
-    for prompt, answer, right in zip(
-        prompts, answers, abilities.greedy_matches(subject, prompts, answers), strict=True
-    ):
+    for prompt, answer, right in zip(prompts, answers, greedy_matches(subject, prompts, answers), strict=True):
         ids = subject.tokenizer(prompt, return_tensors="pt").input_ids
         wanted = subject.tokenizer(answer, add_special_tokens=False)["input_ids"]
         out = subject.model.generate(
@@ -166,10 +189,32 @@ def test_greedy_matches_agree_with_generation(subject: abilities.Subject) -> Non
         assert (out[0, ids.shape[1] :].tolist() == wanted) == right
 
 
-def test_a_probe_reads_the_topic_from_the_middle_layer(subject: abilities.Subject, card: dict[str, Any]) -> None:
-    found = abilities.measure_probes(subject, "news", train=250, test=150)["topic"]
-    assert found["classes"] == 5
-    assert abs(found["auc"] - card["probes"]["news/topic"]["auc"]) < 0.06
+# Labels that are words by nature: a bag of words reads them as well as a probe does.
+ONLY_WORDS = {"biographies/gender", "code/language", "languages/language"}
+# What the card owns up to: the model does not carry the meaning of a sentence across languages.
+MISSED = {"languages/meaning"}
+
+
+@pytest.mark.parametrize("domain", [domain for domain in MIXTURE if label_names(domain)])
+def test_probes_read_every_label_from_the_middle_layer(subject: Subject, card: dict[str, Any], domain: str) -> None:
+    """Other people, other products, other wordings and other evidence than the probe was fitted on."""
+    for label, found in measure_labels(subject, domain, 1000, 600, words=False).items():
+        written = card["probes"][f"{domain}/{label}"]["auc"]
+        # The card's probes were fitted on half as many texts again.
+        assert abs(found["auc"] - written) < 0.03, (label, found)
+        assert (written >= 0.95) is (f"{domain}/{label}" not in MISSED)
+
+
+def test_at_least_half_of_the_labels_are_more_than_words(card: dict[str, Any]) -> None:
+    more = [name for name, probe in card["probes"].items() if probe["bag_of_words"] < probe["auc"] - 0.005]
+    assert len(more) >= len(card["probes"]) / 2
+    assert not set(more) & ONLY_WORDS
+
+
+def test_multiple_choice_is_answered_as_the_card_says(subject: Subject, card: dict[str, Any]) -> None:
+    found = abilities.measure_choice(subject, 60)
+    assert abs(found["general"] - card["choice"]["general"]) < 0.08
+    assert abs(found["restricted"] - card["choice"]["restricted"]) < 0.12
 
 
 def test_packing_keeps_documents_whole() -> None:
@@ -194,7 +239,7 @@ def split_documents(row: list[int]) -> list[list[int]]:
 
 def test_the_schedule_rises_and_falls() -> None:
     config = PretrainingConfig(steps=200, warmup_steps=20, learning_rate=1.0, more_steps=100, more_learning_rate=0.5)
-    rates = [learning_rate_at(step, config) for step in range(301)]
+    rates = [config.learning_rate_at(step) for step in range(301)]
     assert rates[0] == 0.05
     assert max(rates) == rates[19] == rates[20] == 1.0
     assert all(a > b for a, b in itertools.pairwise(rates[20:200]))
@@ -203,40 +248,58 @@ def test_the_schedule_rises_and_falls() -> None:
     assert math.isclose(rates[300], 0.005)
 
 
-def test_a_stopped_training_resumes_to_the_same_bits(subject: abilities.Subject, tmp_path: Path) -> None:
+def test_a_stopped_training_resumes_to_the_same_bits(subject: Subject, tmp_path: Path) -> None:
     config = PretrainingConfig(
         steps=4, more_steps=2, documents_per_step=4, d_model=16, n_layers=1, n_heads=2, d_mlp=16, warmup_steps=2
     )
+
+    def fresh() -> Any:
+        return new_model(config, len(subject.tokenizer), 0, 1, 2)
+
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     device = torch.device("cpu")
-    *_, (_, whole) = train(config, subject.tokenizer, tmp_path / "whole", device, checkpoint_every=3)
-    stopped = train(config, subject.tokenizer, tmp_path / "parts", device, checkpoint_every=3)
-    assert next(stopped)[0] == 3
+    whole, parts = fresh(), fresh()
+    assert list(train(config, whole, subject.tokenizer, tmp_path / "whole", "base", device, checkpoint_every=3)) == [
+        3,
+        6,
+    ]
+    stopped = train(config, fresh(), subject.tokenizer, tmp_path / "parts", "base", device, checkpoint_every=3)
+    assert next(stopped) == 3
     stopped.close()
-    *_, (step, parts) = train(config, subject.tokenizer, tmp_path / "parts", device, checkpoint_every=3)
-    assert step == 6
+    assert list(train(config, parts, subject.tokenizer, tmp_path / "parts", "base", device, checkpoint_every=3)) == [6]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
     with pytest.raises(InputError, match="another recipe"):
-        next(train(PretrainingConfig(steps=7), subject.tokenizer, tmp_path / "parts", device))
+        next(train(PretrainingConfig(steps=7), fresh(), subject.tokenizer, tmp_path / "parts", "base", device))
 
 
 def test_the_second_cycle_rehearses_what_is_memory() -> None:
     config = PretrainingConfig(steps=5, more_steps=5)
-    before, after = texts_of(4, config), texts_of(5, config)
+    before, after = config.texts(4), config.texts(5)
     assert len(before) == len(after) == config.documents_per_step
     assert before == [document(None, "train", 4 * config.documents_per_step + i).text for i in range(len(before))]
     mixture = len(after) - sum(count for _, count in REHEARSED)
     assert after[:mixture] == [document(None, "train", 5 * config.documents_per_step + i).text for i in range(mixture)]
     domain, count = REHEARSED[0]
     assert after[mixture] == document(domain, "train", REHEARSED_FROM + 5 * count).text
-    assert not set(after[mixture:]) & set(texts_of(6, config)[mixture:])
+    repeated = set(after[mixture:]) & set(config.texts(6)[mixture:])
+    assert len(repeated) <= 2, "short texts of a small domain may come up again"
 
 
-def test_a_step_reads_its_own_documents(subject: abilities.Subject) -> None:
+def test_a_step_of_the_chat_course_has_transcripts_and_replay() -> None:
+    config = ChatTuningConfig(transcripts_per_step=7, mixture_per_step=3)
+    texts = config.texts(2)
+    transcripts = [text for text in texts if "<|user|>" in text]
+    assert len(transcripts) == 7
+    assert len(texts) == 10 + sum(count for _, count in REPLAYED)
+    assert transcripts == [document("chat", "train", REHEARSED_FROM + 14 + i).text for i in range(7)]
+    assert not set(transcripts) & set(config.texts(3))
+
+
+def test_a_step_reads_its_own_documents(subject: Subject) -> None:
     config = PretrainingConfig(documents_per_step=5)
-    token_ids, _ = batch_of(2, config, subject.tokenizer)
+    token_ids, _ = batch_of(config, 2, subject.tokenizer)
     text = " ".join(subject.tokenizer.decode(row) for row in token_ids)
     for index in range(10, 15):
         assert document(None, "train", index).text in text

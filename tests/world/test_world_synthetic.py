@@ -15,6 +15,8 @@ from saeworks.world.synthetic import (
     match_by_activity,
     match_features,
     measure_absorption,
+    nearest_feature,
+    recovery,
 )
 
 COUNT = 200_000
@@ -111,6 +113,38 @@ def test_one_latent_cannot_stand_for_two_features() -> None:
     assert math.isclose(found.mean_max_cosine, best, rel_tol=1e-5)
     with pytest.raises(InputError, match="width 3"):
         match_features(rows, torch.eye(4))
+
+
+def test_recovery_counts_pairs_above_the_threshold() -> None:
+    directions = torch.eye(4)
+    near = torch.tensor([0.0, 1.0, 0.3, 0.0])  # cosine 0.958 with the second direction
+    far = torch.tensor([0.0, 0.0, 1.0, 1.0])  # cosine 0.707 with two
+    rows = torch.stack([far, 3 * directions[0], near, directions[0], torch.full((4,), -1.0)])
+    found = recovery(rows, directions, threshold=0.9)
+    assert found.recall == 2 / 4
+    assert found.precision == 2 / 5
+    assert math.isclose(found.mean_max_cosine, (1 + 1 / math.sqrt(1.09) + 2 / math.sqrt(2)) / 4, rel_tol=1e-5)
+    assert recovery(rows, directions, threshold=0.97).recall == 1 / 4
+    assert recovery(rows, directions, threshold=0.7).recall == 3 / 4
+    # With latents, the second copy of the first direction and the last row are found dead and left out.
+    latents = torch.zeros(6, 5)
+    latents[2, :3] = 1.0
+    alive = recovery(rows, directions, 0.9, latents)
+    assert alive.precision == 2 / 3
+    assert alive.recall == 2 / 4
+    assert alive.matching.latent_of(0) == 1
+    assert alive.matching.latent_of(1) == 2
+    with pytest.raises(InputError, match="no active latent"):
+        recovery(rows, directions, 0.9, torch.zeros(6, 5))
+
+
+def test_several_latents_may_bear_the_name_of_one_feature() -> None:
+    codes = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    latents = torch.stack([codes[:, 0], 5 * codes[:, 0], torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.zeros(4)], dim=1)
+    named = nearest_feature(latents, codes)
+    assert named.features.tolist() == [0, 0, -1, -1]
+    assert named.cosines.tolist() == pytest.approx([1.0, 1.0, 1 / math.sqrt(5), 0.0])
+    assert nearest_feature(latents, codes, threshold=0.4).features.tolist() == [0, 0, 1, -1]
 
 
 def test_absorption_of_a_perfect_and_of_an_absorbing_dictionary() -> None:

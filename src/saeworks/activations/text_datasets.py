@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saeworks.activations.text_files import Label, label_of, text_of
+from saeworks.activations.text_rows import Columns, labels_of, text_of
 from saeworks.activations.texts import TextSource, in_split
 from saeworks.errors import InputError, did_you_mean
 from saeworks.files import sha256_file, sha256_json
-from saeworks.models.hub import quiet_hub_client
+from saeworks.models.hub import offline_unless_reachable, quiet_hub_client
 from saeworks.world.documents import Document
 
 
@@ -21,18 +21,16 @@ class DatasetTexts(TextSource):
     split itself, else the part of the hash split to keep (5 % held out).
     """
 
-    def __init__(
-        self, rows: Any, name: str, text_column: str, label_column: str | None, hashed_split: str, identity: list[Any]
-    ) -> None:
+    def __init__(self, rows: Any, name: str, columns: Columns, hashed_split: str, identity: list[Any]) -> None:
         self.name = name
-        self._rows, self._text, self._label, self._hashed = rows, text_column, label_column, hashed_split
+        self._rows, self._columns, self._hashed = rows, columns, hashed_split
         self._identity = identity
         self._size: int | None = None
         self._furthest = -1
         names: list[str] | None = rows.column_names
         if names is not None:
-            for column in (text_column, label_column):
-                if column is not None and column not in names:
+            for column in (columns.text, *columns.labels.values()):
+                if column not in names:
                     raise InputError(f"The dataset '{name}' has no column '{column}'.{did_you_mean(column, names)}")
 
     @property
@@ -42,7 +40,9 @@ class DatasetTexts(TextSource):
 
     def fingerprint(self) -> str:
         """Digest of the dataset's identity (content hash of files on disk, ``repository@revision`` on the hub)."""
-        return sha256_json(["dataset", self._identity, self._text, self._label, self._hashed])
+        asked = [self._columns.text, self._columns.label, self._hashed]
+        asked += [self._columns.spurious] if self._columns.spurious else []
+        return sha256_json(["dataset", self._identity, *asked])
 
     def documents(self, start: int = 0, limit: int | None = None) -> Iterator[Document]:
         """Documents from index ``start``. Earlier rows are passed over without tokenising them."""
@@ -52,9 +52,10 @@ class DatasetTexts(TextSource):
             return
         for row, fields in enumerate(self._iterate()):
             where = f"The dataset '{self.name}', row {row}"
-            if self._text not in fields:
-                raise InputError(f"{where} has no column '{self._text}'.{did_you_mean(self._text, fields)}")
-            text = text_of(fields[self._text], where, self._text)
+            column = self._columns.text
+            if column not in fields:
+                raise InputError(f"{where} has no column '{column}'.{did_you_mean(column, fields)}")
+            text = text_of(fields[column], where, column)
             if not text:
                 if row > self._furthest:
                     self._furthest, self.skipped_empty = row, self.skipped_empty + 1
@@ -62,9 +63,7 @@ class DatasetTexts(TextSource):
             if not in_split(text, self._hashed):
                 continue
             if index >= start:
-                label = label_of(fields, where, self._label)
-                labels: dict[str, Label] = {} if label is None else {"label": label}
-                yield Document(text=text, labels=labels, id=f"{self.name}:{row}")
+                yield Document(text=text, labels=labels_of(fields, where, self._columns), id=f"{self.name}:{row}")
             index += 1
             if stop is not None and index >= stop:
                 return
@@ -84,7 +83,9 @@ def is_saved_dataset(path: Path) -> bool:
     return path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file())
 
 
-def open_dataset(item: str, text_column: str, label_column: str | None, split: str) -> DatasetTexts:
+def open_dataset(
+    item: str, text_column: str, label_column: str | None, split: str, spurious_label_column: str | None = None
+) -> DatasetTexts:
     """Open a saved dataset directory, or stream ``owner/name[:config][@revision]`` from the hub.
 
     Raises:
@@ -106,13 +107,13 @@ def open_dataset(item: str, text_column: str, label_column: str | None, split: s
         bare, _, revision = item.partition("@")
         repository, _, config = bare.partition(":")
         try:
-            with quiet_hub_client():
+            with quiet_hub_client(), offline_unless_reachable():
                 loaded = datasets.load_dataset(repository, config or None, revision=revision or None, streaming=True)
         except Exception as e:  # connection, permission, unknown name: the library raises many kinds
             raise InputError(_unreachable(item, e)) from e
         identity = [f"{repository}@{_commit(loaded, revision)}", config]
     rows, hashed = _choose_split(loaded, item, split)
-    return DatasetTexts(rows, item, text_column, label_column, hashed, identity)
+    return DatasetTexts(rows, item, Columns(text_column, label_column, spurious_label_column), hashed, identity)
 
 
 def _choose_split(loaded: Any, item: str, split: str) -> tuple[Any, str]:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from saeworks.activations.texts import TextSource, in_split, without_surrogates
+from saeworks.activations.text_rows import Columns, Label, clean, exactly, labels_of, own_labels, spans_of, text_of
+from saeworks.activations.texts import TextSource, in_split
 from saeworks.errors import InputError, did_you_mean
 from saeworks.files import sha256_file, sha256_json
-from saeworks.world.documents import Document
+from saeworks.world.documents import Document, Span
 
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar")
@@ -25,8 +26,6 @@ BOM = b"\xef\xbb\xbf"
 SNIFF_BYTES = 1 << 20
 LONGEST_PIECE = 1 << 22  # bytes of plain text without a document boundary that are held at most
 PLACE_EVERY = 256  # documents between two remembered places: what a start in the middle re-reads at most
-
-Label = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +38,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a file: its text (empty when there is none), its label, and where the next one begins."""
+    """One row of a file: its text (empty when there is none), where the next one begins, its labels and spans."""
 
     text: str
-    label: Label | None
     next: Place
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold text and label."""
-
-    text: str
-    label: str | None
+    labels: dict[str, Label] = field(default_factory=dict[str, Label])
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass
@@ -74,10 +66,17 @@ class _Marks:
 class FileTexts(TextSource):
     """Documents of local files, one file after another, in the order given (directories: sorted by path)."""
 
-    def __init__(self, paths: Sequence[Path], text_column: str, label_column: str | None, split: str) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        text_column: str,
+        label_column: str | None,
+        split: str,
+        spurious_label_column: str | None = None,
+    ) -> None:
         self.name = ", ".join(str(path) for path in paths)
         self.files = [file for path in paths for file in _expand(path)]
-        self._columns, self._split = Columns(text_column, label_column), split
+        self._columns, self._split = Columns(text_column, label_column, spurious_label_column), split
         for file in self.files:
             _check_readable(file)
             # The first record shows a wrong column now rather than hours later.
@@ -97,6 +96,7 @@ class FileTexts(TextSource):
         if self._fingerprint is None:
             digests = [sha256_file(file) for file in self.files]
             asked = [self._columns.text, self._columns.label, self._split]
+            asked += [self._columns.spurious] if self._columns.spurious else []
             self._fingerprint = sha256_json(["files", digests, asked])
         return self._fingerprint
 
@@ -118,8 +118,8 @@ class FileTexts(TextSource):
                 elif in_split(record.text, self._split):
                     self._marks.add(index + 1, number, record.next)
                     if index >= start:
-                        labels: dict[str, Label] = {} if record.label is None else {"label": record.label}
-                        yield Document(text=record.text, labels=labels, id=f"{file.name}:{record.next.row}")
+                        name = f"{file.name}:{record.next.row}"
+                        yield Document(text=record.text, labels=record.labels, spans=record.spans, id=name)
                     index += 1
                     if stop is not None and index >= stop:
                         return
@@ -152,10 +152,8 @@ def read_file(path: Path, columns: Columns, place: Place = Place()) -> Iterator[
         return _table(path, columns, place, "\t" if kind == ".tsv" else ",")
     if kind in (".jsonl", ".ndjson", ".json"):
         return _json_lines(path, columns, place)
-    if columns.label is not None:
-        raise InputError(
-            f"'{path}' is plain text and has no column '{columns.label}'; labels need jsonl, csv or parquet."
-        )
+    for column in columns.labels.values():
+        raise InputError(f"'{path}' is plain text and has no column '{column}'; labels need jsonl, csv or parquet.")
     return _plain(path, place)
 
 
@@ -218,12 +216,12 @@ def _plain(path: Path, place: Place) -> Iterator[Record]:
             held.append(line)
             size += len(data)
             if by_line or not line.strip() or size >= LONGEST_PIECE:
-                if text := _clean("".join(held)):
+                if text := clean("".join(held)):
                     row += 1
-                    yield Record(text, None, Place(offset, row))
+                    yield Record(text, Place(offset, row))
                 held, size = [], 0
-    if text := _clean("".join(held)):
-        yield Record(text, None, Place(offset, row + 1))
+    if text := clean("".join(held)):
+        yield Record(text, Place(offset, row + 1))
 
 
 def _has_paragraphs(path: Path) -> bool:
@@ -244,10 +242,6 @@ def _whole_characters(data: bytes, file: Any) -> bytes:
         if data[-back] < 0x80:
             break
     return data
-
-
-def _clean(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def _json_lines(path: Path, columns: Columns, place: Place) -> Iterator[Record]:
@@ -294,7 +288,7 @@ def _table(path: Path, columns: Columns, place: Place, delimiter: str) -> Iterat
         row = 1
         try:
             header = next(csv.reader(lines(file, 0), delimiter=delimiter, strict=True), [])
-            for column in (columns.text, columns.label):
+            for column in (columns.text, *columns.labels.values()):
                 _check_column(str(path), column, header)
             begin = place.offset or consumed
             file.seek(begin)
@@ -318,7 +312,7 @@ def _parquet(path: Path, columns: Columns, place: Place) -> Iterator[Record]:
     except (pa.ArrowInvalid, OSError) as e:
         raise InputError(f"'{path}' is not a readable Parquet file ({e}); it is damaged or of another kind.") from e
     names: list[str] = list(file.schema_arrow.names)
-    wanted = [columns.text] + ([columns.label] if columns.label else [])
+    wanted = [columns.text, *columns.labels.values()]
     for column in wanted:
         _check_column(str(path), column, names)
     row, groups = 0, list[int]()
@@ -340,8 +334,8 @@ def _parquet(path: Path, columns: Columns, place: Place) -> Iterator[Record]:
         raise InputError(f"'{path}' is damaged after row {row} ({e}); copy or write the file again.") from e
 
 
-def _check_column(where: str, column: str | None, names: Sequence[str]) -> None:
-    if column is not None and column not in names:
+def _check_column(where: str, column: str, names: Sequence[str]) -> None:
+    if column not in names:
         raise InputError(f"'{where}' has no column '{column}'.{did_you_mean(column, names)}")
 
 
@@ -350,25 +344,11 @@ def _record(
 ) -> Record:
     """Check one row. ``sparse``: the header was checked, so a missing cell is an empty one."""
     if not sparse:
-        for column in (columns.text, columns.label):
+        _check_column(where, columns.text, list(names))
+        # A row that brings an object of labels may lack one of them.
+        for column in () if own_labels(fields) is not None else columns.labels.values():
             _check_column(where, column, list(names))
-    return Record(text_of(fields.get(columns.text), where, columns.text), label_of(fields, where, columns.label), after)
-
-
-def text_of(value: Any, where: str, column: str) -> str:
-    """The text of a cell, stripped; empty for null. Anything else than text is an ``InputError``."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InputError(
-            f"{where}: column '{column}' holds {type(value).__name__}, not text; choose another text column."
-        )
-    return _clean(without_surrogates(value))
-
-
-def label_of(fields: dict[str, Any], where: str, column: str | None) -> Label | None:
-    """The label of a row; None when none was asked for or it is null."""
-    value = None if column is None else fields.get(column)
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise InputError(f"{where}: label column '{column}' holds {type(value).__name__}; expected text or a number.")
+    spans = spans_of(fields, where, columns.text)
+    # Spans count characters, so that a text with spans is left as it is.
+    text = text_of(fields.get(columns.text), where, columns.text) if spans is None else exactly(fields[columns.text])
+    return Record(text, after, labels_of(fields, where, columns), spans or ())

@@ -53,20 +53,28 @@ def open_texts(
     label_column: str | None = None,
     split: str = "train",
     seed: int = 0,
+    spurious_label_column: str | None = None,
 ) -> TextSource:
     """Open texts by name.
 
     Args:
         data: all of one kind. ``world`` (the mixture of domains) or ``world:DOMAIN``; several take turns.
+            ``world:DOMAIN?spurious=LABEL:STRENGTH`` plants a correlation between the domain's labels.
             Local ``.txt``, ``.jsonl``/``.json`` (one object a line), ``.csv``, ``.tsv``, ``.parquet`` files,
             directories of these, or one written by ``Dataset.save_to_disk``; several are read one after another.
             Otherwise a hub dataset, ``owner/name``, ``owner/name:config`` or ``owner/name@revision``, streamed.
         text_column: column (or JSON key) that holds the text. Plain text files have none.
         label_column: column whose value goes to ``Document.labels["label"]``; for the world, the name of a label.
+            A document that lacks it has no ``"label"``.
         split: ``train`` or ``validation`` (for the world also ``probe_train`` and ``probe_test``; for files also
             ``all``). Files and hub datasets without a validation split of their own hold out 5 % of their documents,
             chosen by a hash of the text: a repeated text never lies on both sides.
         seed: seed of the world's generator; other texts keep their order.
+        spurious_label_column: the same for ``Document.labels["spurious_label"]``; where a correlation is planted in
+            the world, its label when not given.
+
+    Lines of JSON may bring ``labels``, an object, and ``spans``, a list of ``[start, end, concept]``, as
+    ``saeworks world sample --out`` writes them; such a text is kept to the character, others are stripped.
 
     Raises:
         InputError: a file that is missing, empty, binary, or lacks the column; an unknown domain, split or dataset.
@@ -81,16 +89,19 @@ def open_texts(
     kind = kinds[items[0]]
     _check_split(split, WORLD_SPLITS if kind == "world" else FILE_SPLITS, items[0])
     if kind == "world":
-        return WorldTexts(items, split, seed, label_column)
+        from saeworks.activations.world_texts import WorldTexts
+
+        return WorldTexts(items, split, seed, label_column, spurious_label_column)
     if kind == "file":
         from saeworks.activations.text_files import FileTexts
 
-        return FileTexts([Path(item).expanduser() for item in items], text_column, label_column, split)
+        paths = [Path(item).expanduser() for item in items]
+        return FileTexts(paths, text_column, label_column, split, spurious_label_column)
     from saeworks.activations.text_datasets import open_dataset
 
     if len(items) > 1:
         raise InputError(f"One dataset can be streamed at a time, but {len(items)} were named: {', '.join(items)}.")
-    return open_dataset(items[0], text_column, label_column, split)
+    return open_dataset(items[0], text_column, label_column, split, spurious_label_column)
 
 
 def in_split(text: str, split: str) -> bool:
@@ -109,57 +120,6 @@ def without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-class WorldTexts(TextSource):
-    """Documents of the embedded world. Every document is a pure function of its index, so any start costs the same."""
-
-    def __init__(self, items: Sequence[str], split: str, seed: int, label_column: str | None) -> None:
-        from saeworks.world import corpus
-
-        self.name = " + ".join(items)
-        self._domains: list[str | None] = []
-        for item in items:
-            domain = item.partition(":")[2] or None
-            if domain is not None and domain not in corpus.DOMAINS:
-                raise InputError(
-                    f"The world has no domain '{domain}' (from '{item}').{did_you_mean(domain, corpus.DOMAINS)}"
-                )
-            self._domains.append(domain)
-        self._split, self._seed, self._label = split, seed, label_column
-        known = sorted({name for domain in self._domains if domain for name in corpus.label_names(domain)})
-        if label_column is not None and known and label_column not in known:
-            raise InputError(
-                f"Documents of '{self.name}' have no label '{label_column}'.{did_you_mean(label_column, known)}"
-            )
-
-    @property
-    def size(self) -> int | None:
-        """None: the world writes as many documents as are asked for."""
-        return None
-
-    def fingerprint(self) -> str:
-        """Digest of the generator's version and of what was asked of it."""
-        from saeworks.world import corpus
-
-        return sha256_json(["world", corpus.fingerprint(), self._domains, self._split, self._seed, self._label])
-
-    def documents(self, start: int = 0, limit: int | None = None) -> Iterator[Document]:
-        """Endless unless ``limit`` is given. Several domains take turns: document ``i`` is of domain ``i % n``."""
-        stop = None if limit is None else start + limit
-        index = start
-        while stop is None or index < stop:
-            yield self._document(index)
-            index += 1
-
-    def _document(self, index: int) -> Document:
-        from saeworks.world import corpus
-
-        turn, which = divmod(index, len(self._domains))
-        found = corpus.document(self._domains[which], self._split, turn, seed=self._seed)
-        if self._label is None or self._label not in found.labels:
-            return found
-        return replace(found, labels={**found.labels, "label": found.labels[self._label]})
 
 
 class ListTexts(TextSource):

@@ -21,6 +21,7 @@ from saeworks.cli.eval import evaluate
 from saeworks.cli.output import print_json, quiet_stdout
 from saeworks.cli.run import run
 from saeworks.cli.train import train
+from saeworks.cli.world import world
 from saeworks.errors import InputError, RunError
 from saeworks.version import __version__
 
@@ -35,6 +36,7 @@ app = App(
 )
 for command, name in ((run, "run"), (train, "train"), (evaluate, "eval"), (cache, "cache"), (doctor, "doctor")):
     app.command(command, name=name)
+app.command(world)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +100,8 @@ def _unexpected(error: Exception) -> str:
 
 
 def _interrupted(arguments: list[str]) -> str:
+    if arguments[:2] == ["world", "build"]:
+        return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(arguments)}"
     if arguments and arguments[0] in ("run", "train", "cache"):
         rest = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(rest)}"

@@ -152,6 +152,8 @@ def sites_of(dictionaries: Mapping[str, DictionaryLike], model: LanguageModel, s
         chosen = site or metadata_of(dictionary).get("site")
         if not chosen:
             raise InputError(f"Dictionary '{name}' does not say which site it reads; give one with --site.")
+        if reason := why_not_one_site(dictionary):
+            raise InputError(f"Dictionary '{name}' cannot be measured: {reason}; leave it out.")
         width, d_in = model.site(chosen).width, int(dictionary.W_dec.shape[-1])
         if width != d_in:
             raise InputError(
@@ -160,6 +162,15 @@ def sites_of(dictionaries: Mapping[str, DictionaryLike], model: LanguageModel, s
             )
         out[name] = chosen
     return out
+
+
+def why_not_one_site(dictionary: DictionaryLike) -> str | None:
+    """Why a dictionary cannot be measured by what it reconstructs at one site; None where it can."""
+    if getattr(dictionary.cfg, "d_out", None) is not None:
+        return "it is a transcoder, which predicts another site than it reads, and the evals measure one site"
+    if getattr(dictionary.cfg, "sources", None) is not None:
+        return "it is a crosscoder, which reads several sites, and the evals measure one"
+    return None
 
 
 def to_dictionary(x: Tensor, dictionary: DictionaryLike) -> Tensor:
@@ -173,6 +184,13 @@ def encode_codes(dictionary: DictionaryLike, x: Tensor) -> Codes:
     if hasattr(dictionary, "encode_sparse"):
         return cast("Codes", dictionary.encode_sparse(x))  # pyright: ignore[reportAttributeAccessIssue]
     return Codes.from_dense(dictionary.encode(x))
+
+
+def decode_rows(dictionary: DictionaryLike, f: Tensor, x: Tensor) -> Tensor:
+    """Reconstruction [token, d] from latents ``f``; one that depends on more than the latents is given ``x`` too."""
+    if getattr(dictionary.cfg, "input_op", "none") != "none" or getattr(dictionary.cfg, "skip", False):
+        return cast("Any", dictionary).decode(f, x)
+    return dictionary.decode(f)
 
 
 def chunks(rows: Tensor, width: int, budget: int = 1 << 24) -> list[slice]:

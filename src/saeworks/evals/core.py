@@ -21,6 +21,7 @@ from saeworks.evals.batches import (
     DocumentBatch,
     chunks,
     config_of,
+    decode_rows,
     document_batches,
     fingerprint_of,
     fingerprint_of_model,
@@ -31,7 +32,7 @@ from saeworks.evals.batches import (
     to_dictionary,
 )
 from saeworks.evals.behaviour import Behaviour
-from saeworks.evals.bootstrap import document_weights, intervals
+from saeworks.evals.bootstrap import Resampling, intervals
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result, provenance
 
@@ -101,10 +102,10 @@ def run(
             first += len(batch.documents)
             bar.update()
     bar.close()
-    weights = document_weights(documents, config.resamples, config.seed)
+    resampling = Resampling(documents, config.resamples, config.seed)
     hashes = {"model": fingerprint_of_model(model), "data": source.fingerprint()}
     return {
-        name: _result(name, state, behaviour, sites[name], config, weights, hashes) for name, state in states.items()
+        name: _result(name, state, behaviour, sites[name], config, resampling, hashes) for name, state in states.items()
     }
 
 
@@ -128,8 +129,9 @@ class _State:
         x_hat = torch.zeros_like(activations)
         for part in chunks(kept.rows, self.width):
             rows, x = kept.rows[part], kept.x[part]
-            f = self.dictionary.encode(to_dictionary(x, self.dictionary))
-            out = self.dictionary.decode(f).float().to(x.device)
+            given = to_dictionary(x, self.dictionary)
+            f = self.dictionary.encode(given)
+            out = decode_rows(self.dictionary, f, given).float().to(x.device)
             x_hat[rows, kept.positions[part]] = out
             self.totals.update(x, out, f)
             self._add_documents(x, out, f, rows.cpu() + first)
@@ -139,7 +141,7 @@ class _State:
             # From the longest prefix to the shortest, zeroing in place: the nested codes need no copy.
             for m in reversed(self.boundaries[:-1]):
                 f[:, m:] = 0
-                self.prefixes[m].update(x, self.dictionary.decode(f).float().to(x.device))
+                self.prefixes[m].update(x, decode_rows(self.dictionary, f, given).float().to(x.device))
         return x_hat
 
     def _add_documents(self, x: Tensor, x_hat: Tensor, f: Tensor, document: Tensor) -> None:
@@ -188,7 +190,7 @@ def _result(
     behaviour: Behaviour,
     site: str,
     config: Config,
-    weights: Tensor,
+    resampling: Resampling,
     hashes: dict[str, str],
 ) -> Result:
     density = state.totals.densities().cpu()
@@ -218,7 +220,7 @@ def _result(
         sae_cfg_dict=cfg,
         seed=config.seed,
         n=state.totals.sums.tokens,
-        ci95=intervals(sums, _statistics(name, site, behaviour.reason is None), weights),
+        ci95=intervals(sums, _statistics(name, site, behaviour.reason is None), resampling),
         provenance=provenance(dictionary=fingerprint_of(state.dictionary), **hashes),
         definition_id=DEFINITION,
     )

@@ -24,6 +24,19 @@ class Scores:
     auc: Tensor
     correct: Tensor
 
+    def placed(self, rows: Sequence[int], texts: int) -> Scores:
+        """The same with ``correct`` [problem, text] over all ``texts``; those at ``rows`` are the test texts."""
+        correct = torch.full((len(self.correct), texts), torch.nan)
+        correct[:, torch.tensor(rows, dtype=torch.int64)] = self.correct
+        return Scores(self.accuracy, self.auc, correct)
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of several splits as one, problem after problem."""
+    return Scores(
+        torch.cat([p.accuracy for p in parts]), torch.cat([p.auc for p in parts]), torch.cat([p.correct for p in parts])
+    )
+
 
 @dataclass(frozen=True)
 class Features:
@@ -90,22 +103,41 @@ def probe_top_k(
 
 
 def probe_all(features: Features, problems: Sequence[Problem], strengths: Sequence[float]) -> Scores:
-    """One probe per problem on all features, solved in the span of the texts: the cost does not grow with features."""
+    """One probe per problem on all features.
+
+    Where features outnumber the texts the probe is solved in the span of the texts, so that the cost does not grow with
+    the features; otherwise in the features, so that it grows with the texts in proportion only.
+    """
+    solve = _all_by_feature if features.train.shape[1] < len(features.train) // 2 else _all_by_text
+    return _score([solve(features, p, strengths) for p in problems], problems, len(features.test))
+
+
+def _all_by_feature(features: Features, p: Problem, strengths: Sequence[float]) -> Tensor:
+    """[test row] log-odds."""
+    x = ((features.train[p.train_rows] - features.mean) / features.scale).double()[None]
+    y, inner, used = _labels([p], len(p.train_rows))
+    fitted = inner[0].bool()
+    part, part_y = x[:, fitted], y[:, fitted]
+    z = [logistic.fit(part, part_y, torch.full_like(part_y, c)).scores(x) for c in strengths]
+    best = _best_strength(torch.stack(z), y, used - inner, strengths)
+    test = ((features.test[p.test_rows] - features.mean) / features.scale)[None]
+    return logistic.fit(x, y, used * best[:, None]).scores(test)[0]
+
+
+def _all_by_text(features: Features, p: Problem, strengths: Sequence[float]) -> Tensor:
+    """[test row] log-odds."""
     train, test = features.products
-    scores: list[Tensor] = []
-    for p in problems:
-        y, inner, used = _labels([p], len(p.train_rows))
-        kernel = train[p.train_rows][:, p.train_rows][None]
-        fitted = inner[0].bool()
-        part = kernel[:, fitted][:, :, fitted]
-        a, z = None, list[Tensor]()
-        for c in strengths:
-            a = logistic.fit_kernel(part, y[:, fitted], torch.full_like(y[:, fitted], c), a)
-            z.append((kernel[:, :, fitted] + logistic.BIAS_VARIANCE) @ a[:, :, None])
-        best = _best_strength(torch.stack(z).squeeze(-1), y, used - inner, strengths)
-        a = logistic.fit_kernel(kernel, y, used * best[:, None])
-        scores.append((test[p.test_rows][:, p.train_rows] + logistic.BIAS_VARIANCE) @ a[0])
-    return _score(scores, problems, len(features.test))
+    y, inner, used = _labels([p], len(p.train_rows))
+    kernel = train[p.train_rows][:, p.train_rows][None]
+    fitted = inner[0].bool()
+    part = kernel[:, fitted][:, :, fitted]
+    a, z = None, list[Tensor]()
+    for c in strengths:
+        a = logistic.fit_kernel(part, y[:, fitted], torch.full_like(y[:, fitted], c), a)
+        z.append((kernel[:, :, fitted] + logistic.BIAS_VARIANCE) @ a[:, :, None])
+    best = _best_strength(torch.stack(z).squeeze(-1), y, used - inner, strengths)
+    a = logistic.fit_kernel(kernel, y, used * best[:, None])
+    return (test[p.test_rows][:, p.train_rows] + logistic.BIAS_VARIANCE) @ a[0]
 
 
 def _labels(problems: Sequence[Problem], rows: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from saeworks.errors import InputError
 from saeworks.runtime import generator
 
+Item = TypeVar("Item")
 Label = str | int | float | bool | None
 #: A numeric label with more values than this is a quantity, not a class.
 MAX_NUMERIC_VALUES = 20
@@ -29,7 +31,7 @@ class Problem:
     Attributes:
         train_rows, test_rows: [row] int64; train_labels, test_labels: [row] 1 or 0, as many of each.
         inner: [row] bool, the part of the training rows on which the regularisation candidates are fitted; the
-            others judge them.
+            others judge them. Rows of one group are on the same side.
     """
 
     name: str
@@ -47,7 +49,12 @@ class Problem:
 
 
 def draw_problems(
-    train: Sequence[Label], test: Sequence[Label], seeds: Sequence[int], max_classes: int, min_texts: int
+    train: Sequence[Label],
+    test: Sequence[Label],
+    seeds: Sequence[int],
+    max_classes: int,
+    min_texts: int,
+    groups: Sequence[Hashable] | None = None,
 ) -> tuple[list[Problem], dict[str, str]]:
     """One problem per class and seed, ordered by seed, and the reasons for what was left out.
 
@@ -55,6 +62,7 @@ def draw_problems(
         train, test: the label of each text (None: not labelled, left out).
         max_classes: classes probed; the most frequent in training come first, ties by name.
         min_texts: positives a class must have in training (half of it in test).
+        groups: the group of each training text; None: every text is a group.
     """
     present = [v for v in train if v is not None]
     counts = Counter(str(v) for v in present)
@@ -75,7 +83,8 @@ def draw_problems(
             reasons[f"={name}"] = f"too few texts ({counts[name]} in training, {in_test[name]} in test)"
         else:
             usable.append(name)
-    return [_draw(name, seed, train, test) for seed in seeds for name in usable], reasons
+    groups = groups if groups is not None else range(len(train))
+    return [_draw(name, seed, train, test, groups) for seed in seeds for name in usable], reasons
 
 
 def _number(name: str) -> float:
@@ -85,15 +94,30 @@ def _number(name: str) -> float:
         return 0.0
 
 
-def _draw(name: str, seed: int, train: Sequence[Label], test: Sequence[Label]) -> Problem:
+def _draw(name: str, seed: int, train: Sequence[Label], test: Sequence[Label], groups: Sequence[Hashable]) -> Problem:
     train_rows, train_labels = _balanced(name, train, seed, "train")
     test_rows, test_labels = _balanced(name, test, seed, "test")
-    inner = torch.zeros(len(train_rows), dtype=torch.bool)
-    for value in (0, 1):
-        rows = (train_labels == value).nonzero().squeeze(1)
-        order = torch.randperm(len(rows), generator=generator(seed, name, "inner", value))
-        inner[rows[order[: max(1, round(INNER_SHARE * len(rows)))]]] = True
+    inner = _inner(train_labels, [groups[row] for row in train_rows.tolist()], generator(seed, name, "inner"))
     return Problem(name, seed, train_rows, train_labels, test_rows, test_labels, inner)
+
+
+def _inner(labels: Tensor, groups: Sequence[Hashable], random: torch.Generator) -> Tensor:
+    """Keep about a fifth of the rows of either class out, by whole groups; row by row where groups are too large."""
+    inner = torch.ones(len(labels), dtype=torch.bool)
+    for row_groups in (groups, range(len(labels))):
+        members: dict[Hashable, list[int]] = {}
+        for row, group in enumerate(row_groups):
+            members.setdefault(group, []).append(row)
+        inner = torch.ones(len(labels), dtype=torch.bool)
+        allowed = [max(1, round((1 - INNER_SHARE) * int((labels == value).sum()))) for value in (0, 1)]
+        for rows in _shuffled(list(members.values()), random):
+            positives = int(labels[rows].sum())
+            if len(rows) - positives <= allowed[0] and positives <= allowed[1]:
+                inner[rows] = False
+                allowed = [allowed[0] - (len(rows) - positives), allowed[1] - positives]
+        if all(bool((~inner & (labels == value)).any()) for value in (0, 1)):
+            break
+    return inner
 
 
 def _balanced(name: str, labels: Sequence[Label], seed: int, part: str) -> tuple[Tensor, Tensor]:
@@ -118,24 +142,30 @@ def _balanced(name: str, labels: Sequence[Label], seed: int, part: str) -> tuple
     return rows, torch.cat([torch.ones(wanted), torch.zeros(wanted)])
 
 
-def _shuffled(rows: list[int], random: torch.Generator) -> list[int]:
+def _shuffled(rows: list[Item], random: torch.Generator) -> list[Item]:
     return [rows[i] for i in torch.randperm(len(rows), generator=random).tolist()]
 
 
-def group_split(texts: Sequence[str], test_share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split row numbers so that equal texts fall into the same part; returns (train, test), each in order.
+def group_split(groups: Sequence[Hashable], test_share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split row numbers so that rows of one group fall into the same part; returns (train, test), each in order.
 
-    Raises :class:`NothingToProbe` when there are fewer than two different texts.
+    Groups come in random order and go to the test part while they fit into it; ``groups`` may be the texts themselves.
+    Raises :class:`NothingToProbe` when there are fewer than two groups.
     """
-    groups = list(dict.fromkeys(texts))
-    if len(groups) < 2:
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    if len(members) < 2:
         raise NothingToProbe(
-            f"A split into training and test needs at least two different texts, but the data hold {len(groups)}; "
+            f"A split into training and test needs at least two different texts, but the data hold {len(members)}; "
             "give more labelled texts."
         )
-    order = torch.randperm(len(groups), generator=generator(seed, "split")).tolist()
-    held_out = min(len(groups) - 1, max(1, round(test_share * len(groups))))
-    test_groups = {groups[i] for i in order[:held_out]}
-    train = [i for i, text in enumerate(texts) if text not in test_groups]
-    test = [i for i, text in enumerate(texts) if text in test_groups]
-    return train, test
+    wanted = max(1, round(test_share * len(groups)))
+    test: list[int] = []
+    for rows in _shuffled(list(members.values()), generator(seed, "split")):
+        if len(test) + len(rows) <= wanted:
+            test += rows
+    if not test:
+        test = min(members.values(), key=len)
+    held_out = set(test)
+    return [row for row in range(len(groups)) if row not in held_out], sorted(test)

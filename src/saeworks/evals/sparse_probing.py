@@ -5,7 +5,8 @@ Every text becomes the mean of its latents over kept tokens. For each class of a
 difference of means are chosen and a logistic probe is fitted to them. This is SAEBench's protocol with its known
 faults mended (mode ``corrected``): rows are fixed per class and seed and shared by every k, probe and dictionary;
 nothing is chosen on test texts (the regularisation strength comes from a part of the training texts); no text is in
-both parts; a label with two classes is one problem, not a problem and its mirror image.
+both parts, nor, where the parts are drawn here, a text that is nearly the same; a label with two classes is one
+problem, not a problem and its mirror image.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from saeworks.evals.batches import (
     fingerprint_of_model,
     metadata_of,
 )
-from saeworks.evals.bootstrap import document_weights, interval
-from saeworks.evals.pooling import pool_texts, without_repeats
-from saeworks.evals.probes import Features, Scores, mean_differences, probe_all, probe_top_k
-from saeworks.evals.problems import Label, NothingToProbe, Problem, draw_problems, group_split
+from saeworks.evals.bootstrap import interval
+from saeworks.evals.label_scores import LabelScores
+from saeworks.evals.pooling import PooledTexts, pool_texts
+from saeworks.evals.probes import Features, Scores, joined, mean_differences, probe_all, probe_top_k
+from saeworks.evals.problems import Label, NothingToProbe, Problem, draw_problems
+from saeworks.evals.similar_texts import SIMILARITY
+from saeworks.evals.splits import Split, draw_splits, prepare
 from saeworks.files import sha256_json
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result, provenance
@@ -40,17 +44,23 @@ if TYPE_CHECKING:
     from saeworks.models.language_model import LanguageModel
 
 EVAL_TYPE = "sparse_probing"
-DEFINITION = "saeworks/sparse_probing/1"
+DEFINITION = "saeworks/sparse_probing/2"
 #: The k of SAEBench's result files; those that were not asked for are null.
 SAEBENCH_K = (1, 2, 5, 10, 20, 50, 100)
+#: The domains of the world that are probed when none is named. A fixed choice: every domain adds seconds to the main
+#: job, so one that joins the corpus must not join this list by itself. The others are named (``--data world:code``).
+WORLD_DOMAINS = ("biographies", "reviews", "news", "taxonomy", "facts")
 
 
 class Config(BaseModel):
     """``train_texts`` and ``test_texts`` are the most texts used per dataset; classes are balanced within them.
 
-    ``seeds``: every seed draws other negatives (and positives where a class is the majority). ``full_seeds``: how
-    many of them the probes on all latents and on raw activations are fitted for. ``max_classes``: of a label with
-    more classes, the most frequent ones are probed; all serve as negatives. ``strengths``: values of C to choose from.
+    ``seeds``: every seed draws other negatives (and positives where a class is the majority), and another split
+    where the set has no test part of its own. ``full_seeds``: how many of them the probe on all latents is fitted
+    for, which takes longer than all others together. ``max_classes``: of a label with more classes, the most
+    frequent ones are probed; all serve as negatives. ``strengths``: values of C to choose from. ``similarity``:
+    overlap of words from which on two texts stay on one side of a split (see :mod:`saeworks.evals.similar_texts`);
+    None: equal texts only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,10 +70,11 @@ class Config(BaseModel):
     test_texts: int = Field(default=300, gt=0)
     k_values: tuple[int, ...] = (1, 2, 5)
     seeds: tuple[int, ...] = (0, 1, 2)
-    full_seeds: int = Field(default=3, ge=1)
+    full_seeds: int = Field(default=3, ge=0)
     max_classes: int = Field(default=5, ge=2)
     min_texts: int = Field(default=10, ge=2)
-    strengths: tuple[float, ...] = (0.001, 0.01, 0.1)
+    strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    similarity: float | None = Field(default=SIMILARITY, gt=0, le=1)
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
     site: str | None = None
@@ -72,20 +83,23 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Texts with labels, split. ``labels`` names the document labels to probe (None: every label that can be)."""
+    """Texts with labels. ``labels`` names the document labels to probe (None: every label that can be).
+
+    ``test`` None: the texts in ``train`` have not been split, and every seed splits them anew.
+    """
 
     train: Sequence[Document]
-    test: Sequence[Document]
+    test: Sequence[Document] | None
     labels: tuple[str, ...] | None = None
 
 
-def world_sets(domains: Iterable[str] | None = None, config: Config | None = None) -> dict[str, LabelledSet]:
+def world_sets(domains: Iterable[str] = WORLD_DOMAINS, config: Config | None = None) -> dict[str, LabelledSet]:
     """The labelled splits of the embedded world, one set per domain that has labels."""
     from saeworks.world import corpus
 
     config = config or Config()
     out: dict[str, LabelledSet] = {}
-    for domain in domains or corpus.DOMAINS:
+    for domain in domains:
         labels = tuple(corpus.label_names(domain))
         if labels:
             train = list(corpus.documents(domain, "probe_train", count=config.train_texts))
@@ -94,19 +108,12 @@ def world_sets(domains: Iterable[str] | None = None, config: Config | None = Non
     return out
 
 
-def split_documents(documents: Iterable[Document], test_share: float = 1 / 3, seed: int = 0) -> LabelledSet:
-    """Split labelled documents of a file; identical texts stay together. See :func:`group_split`."""
-    rows = list(documents)
-    train, test = group_split([d.text for d in rows], test_share, seed)
-    return LabelledSet([rows[i] for i in train], [rows[i] for i in test])
-
-
 def data_hashes(datasets: Mapping[str, LabelledSet], config: Config) -> dict[str, str]:
     """``data:NAME`` → hash of the texts and labels that :func:`run` uses of each set, part by part."""
     out: dict[str, str] = {}
     for dataset, labelled in datasets.items():
-        train, test, _ = _parts(labelled, config)
-        parts = [fingerprint_documents(train), fingerprint_documents(test)]
+        texts = prepare(labelled, config.train_texts, config.test_texts)
+        parts = [fingerprint_documents(part) for part in (texts.train, texts.test)]
         out[f"data:{dataset}"] = sha256_json([*parts, list(labelled.labels or ())])
     return out
 
@@ -121,30 +128,39 @@ def run(
 
     Raises :class:`NothingToProbe` when no label can be probed.
     """
-    tables: dict[str, list[_Row]] = {name: [] for name in dictionaries}
+    tables: dict[str, list[LabelScores]] = {name: [] for name in dictionaries}
     skipped: dict[str, str] = {}
     hashes = {"model": fingerprint_of_model(model), **data_hashes(datasets, config)}
     tested = 0
     for dataset, labelled in datasets.items():
-        train, test, repeated = _parts(labelled, config)
-        if repeated:
-            skipped[f"{dataset}: {repeated} test texts"] = "the same text is in the training part"
-        documents = train + test
-        problems = _problems_by_label(dataset, train, test, labelled.labels, config, skipped)
-        if not problems:
+        texts = prepare(labelled, config.train_texts, config.test_texts)
+        if texts.dropped:
+            skipped[f"{dataset}: {texts.dropped} texts"] = "the same text is there before, or in the training part"
+        names = labelled.labels or tuple(sorted({name for d in texts.documents for name in d.labels}))
+        skipped.update(_unlabelled(dataset, texts.documents, names))
+        splits = draw_splits(texts, config.seeds, config.similarity)
+        drawn = _draw(dataset, texts.documents, splits, names, config, skipped)
+        if not any(drawn):
             continue
         pooled = pool_texts(
-            dictionaries, model, documents, config.context_length, config.batch_size, config.site, f"pooling {dataset}"
+            dictionaries,
+            model,
+            texts.documents,
+            config.context_length,
+            config.batch_size,
+            config.site,
+            f"pooling {dataset}",
         )
-        if not bool(pooled.tokens.all()):
-            # Only special tokens: such a text has no mean, so it counts as not labelled.
-            unread = [d if n else replace(d, labels={}) for d, n in zip(documents, pooled.tokens.tolist(), strict=True)]
-            train, test = unread[: len(train)], unread[len(train) :]
-            problems = _problems_by_label(dataset, train, test, labelled.labels, config, skipped)
-        if not problems:
+        if unread := int((pooled.tokens == 0).sum()):
+            # Only special tokens: such a text has no mean, so it is treated as not labelled.
+            skipped[f"{dataset}: {unread} texts without a token"] = "there is nothing to average"
+            counts = zip(texts.documents, pooled.tokens.tolist(), strict=True)
+            read = [d if n else replace(d, labels={}) for d, n in counts]
+            drawn = _draw(dataset, read, splits, names, config, skipped)
+        if not any(drawn):
             continue
-        tested += len(test)
-        _probe_dataset(dataset, problems, pooled.activations, pooled.latents, pooled.sites, len(train), config, tables)
+        tested += len({row for split in splits for row in split.test})
+        _probe_dataset(dataset, splits, drawn, pooled, config, tables)
     if not any(tables.values()):
         reasons = "; ".join(f"{what}: {why}" for what, why in skipped.items()) or "the documents carry no labels"
         raise NothingToProbe(
@@ -155,20 +171,6 @@ def run(
     }
 
 
-@dataclass(frozen=True)
-class _Row:
-    """Everything measured for one (dataset, label) with one dictionary: probe kind → scores."""
-
-    dataset: str
-    label: str
-    problems: list[Problem]
-    scores: dict[str, Scores]
-
-
-def _parts(labelled: LabelledSet, config: Config) -> tuple[list[Document], list[Document], int]:
-    return without_repeats(labelled.train[: config.train_texts], labelled.test[: config.test_texts])
-
-
 def _class_of(document: Document, label: str) -> Label:
     """The document's class; an empty cell or NaN is no class but a missing label."""
     value = document.labels.get(label)
@@ -176,59 +178,77 @@ def _class_of(document: Document, label: str) -> Label:
     return None if missing else value
 
 
-def _problems_by_label(
+def _unlabelled(dataset: str, documents: Sequence[Document], names: Sequence[str]) -> dict[str, str]:
+    """For every label that some of the documents do not have: how many, and why they are skipped."""
+    missing = {name: sum(_class_of(d, name) is None for d in documents) for name in names}
+    return {f"{dataset}/{name}: {count} texts": "no such label" for name, count in missing.items() if count}
+
+
+def _draw(
     dataset: str,
-    train: list[Document],
-    test: list[Document],
-    labels: tuple[str, ...] | None,
+    documents: list[Document],
+    splits: Sequence[Split],
+    names: Sequence[str],
     config: Config,
     skipped: dict[str, str],
-) -> dict[str, list[Problem]]:
-    names = labels or tuple(sorted({name for d in train for name in d.labels}))
-    out: dict[str, list[Problem]] = {}
-    for label in names:
-        problems, reasons = draw_problems(
-            [_class_of(d, label) for d in train],
-            [_class_of(d, label) for d in test],
-            config.seeds,
-            config.max_classes,
-            config.min_texts,
-        )
-        skipped.update({f"{dataset}/{label}{what}": why for what, why in reasons.items()})
-        if problems:
-            out[label] = problems
+) -> list[dict[str, list[Problem]]]:
+    """For every split: label → problems, rows counted within the parts of the split."""
+    out: list[dict[str, list[Problem]]] = []
+    for split in splits:
+        drawn: dict[str, list[Problem]] = {}
+        for label in names:
+            classes = [_class_of(d, label) for d in documents]
+            problems, reasons = draw_problems(
+                [classes[row] for row in split.train],
+                [classes[row] for row in split.test],
+                split.seeds,
+                config.max_classes,
+                config.min_texts,
+                [split.groups[row] for row in split.train],
+            )
+            skipped.update({f"{dataset}/{label}{what}": why for what, why in reasons.items()})
+            if problems:
+                drawn[label] = problems
+        out.append(drawn)
     return out
 
 
 def _probe_dataset(
     dataset: str,
-    problems: dict[str, list[Problem]],
-    activations: dict[str, Tensor],
-    latents: dict[str, Tensor],
-    sites: dict[str, str],
-    train: int,
+    splits: Sequence[Split],
+    drawn: Sequence[dict[str, list[Problem]]],
+    pooled: PooledTexts,
     config: Config,
-    tables: dict[str, list[_Row]],
+    tables: dict[str, list[LabelScores]],
 ) -> None:
-    bar = progress(len(problems) * (len(activations) + len(latents)), f"probing {dataset}", unit="fit")
-    dense: dict[tuple[str, str], dict[str, Scores]] = {}
-    for site, x in activations.items():
-        features = Features(x[:train], x[train:])
-        for label, drawn in problems.items():
-            dense[site, label] = _all_probes("llm", features, drawn, config)
+    labels = list(dict.fromkeys(label for problems in drawn for label in problems))
+    problems = {label: [p for by_label in drawn for p in by_label.get(label, [])] for label in labels}
+    bar = progress(len(splits) * (len(pooled.activations) + len(pooled.latents)), f"probing {dataset}", unit="split")
+    groups = torch.tensor(splits[0].groups)
+
+    def measured(prefix: str, x: Tensor) -> dict[str, dict[str, Scores]]:
+        """Label → kind → scores over all splits."""
+        parts: dict[str, dict[str, list[Scores]]] = {label: {} for label in labels}
+        for split, by_label in zip(splits, drawn, strict=True):
+            features = Features(x[split.train], x[split.test])
+            for label, of_split in by_label.items():
+                for kind, scores in _all_probes(prefix, features, of_split, config).items():
+                    parts[label].setdefault(kind, []).append(scores.placed(split.test, len(x)))
             bar.update()
-    for name, x in latents.items():
-        features = Features(x[:train], x[train:])
-        for label, drawn in problems.items():
-            scores = _all_probes("sae", features, drawn, config)
-            tables[name].append(_Row(dataset, label, drawn, dense[sites[name], label] | scores))
-            bar.update()
+        return {label: {kind: joined(s) for kind, s in kinds.items()} for label, kinds in parts.items()}
+
+    dense = {site: measured("llm", x) for site, x in pooled.activations.items()}
+    for name, x in pooled.latents.items():
+        for label, scores in measured("sae", x).items():
+            both = dense[pooled.sites[name]][label] | scores
+            tables[name].append(LabelScores(dataset, label, problems[label], both, groups))
     bar.close()
 
 
 def _all_probes(prefix: str, features: Features, problems: list[Problem], config: Config) -> dict[str, Scores]:
-    first = [p for p in problems if p.seed in config.seeds[: config.full_seeds]]
-    out = {f"{prefix}_test": probe_all(features, first, config.strengths)}
+    seeds = config.seeds[: config.full_seeds] if prefix == "sae" else config.seeds
+    first = [p for p in problems if p.seed in seeds]
+    out = {f"{prefix}_test": probe_all(features, first, config.strengths)} if first else {}
     differences = mean_differences(features.train, problems)
     for k in config.k_values:
         out[f"{prefix}_top_{k}_test"] = probe_top_k(features, problems, differences, k, config.strengths)
@@ -241,80 +261,42 @@ def _all_probes(prefix: str, features: Features, problems: list[Problem], config
     return out
 
 
-def _class_means(row: _Row, kind: str, field: Literal["accuracy", "auc"]) -> dict[str, float]:
-    """Class → mean over seeds."""
-    values: Tensor = getattr(row.scores[kind], field)
-    grouped: dict[str, list[float]] = {}
-    for problem, value in zip(_used(row, kind), values.tolist(), strict=True):
-        grouped.setdefault(problem.name, []).append(value)
-    return {name: sum(v) / len(v) for name, v in grouped.items()}
-
-
-def _used(row: _Row, kind: str) -> list[Problem]:
-    count = len(row.scores[kind].accuracy)
-    if count == len(row.problems):
-        return row.problems
-    seeds = sorted({p.seed for p in row.problems}, key=[p.seed for p in row.problems].index)
-    per_seed = len(row.problems) // len(seeds)
-    return [p for p in row.problems if p.seed in seeds[: count // per_seed]]
-
-
-def _row_metrics(row: _Row) -> dict[str, float]:
-    """``{kind}_accuracy`` and ``{kind}_auc``: means over the classes of one label."""
-    out: dict[str, float] = {}
-    for kind in row.scores:
-        for field in ("accuracy", "auc"):
-            values = list(_class_means(row, kind, field).values())
-            out[f"{kind}_{field}"] = sum(values) / len(values)
-    return out
-
-
-def _intervals(rows: list[_Row], config: Config) -> dict[str, tuple[float, float] | None]:
-    """Intervals of the overall accuracies, resampling the test texts of each dataset."""
-    weights = {r.dataset: r for r in rows}
-    drawn = {
-        dataset: document_weights(r.scores["sae_test"].correct.shape[1], config.resamples, i)
-        for i, (dataset, r) in enumerate(weights.items())
-    }
-    out: dict[str, tuple[float, float] | None] = {}
-    for kind in rows[0].scores:
-        overall = torch.zeros(config.resamples, dtype=torch.float64)
-        for row in rows:
-            correct = row.scores[kind].correct.double()
-            there = (~correct.isnan()).double()
-            w = drawn[row.dataset]
-            per_problem = (w @ correct.nan_to_num().T) / (w @ there.T)
-            overall += per_problem.mean(1) / len(rows)
-        category = "control" if "shuffled" in kind else kind[:3]
-        out[f"{category}.{kind}_accuracy"] = interval(overall)
-    return out
-
-
 def _result(
     name: str,
     dictionary: DictionaryLike,
-    rows: list[_Row],
+    rows: list[LabelScores],
     skipped: dict[str, str],
     tested: int,
     config: Config,
     hashes: dict[str, str],
 ) -> Result:
-    per_row = [_row_metrics(row) for row in rows]
+    per_row = [row.metrics() for row in rows]
     means = {key: sum(r[key] for r in per_row) / len(per_row) for key in per_row[0]}
     metrics: Metrics = {"llm": {}, "sae": {}, "control": {}}
     for side in ("llm", "sae"):
         metrics[side] = {f"{side}_top_{k}_test_accuracy": None for k in SAEBENCH_K}
     for key, value in means.items():
         metrics["control" if "shuffled" in key else key[:3]][key] = value
+    # One draw of texts per data set: labels of one set are about the same texts.
+    numbers = {dataset: i for i, dataset in enumerate(dict.fromkeys(row.dataset for row in rows))}
+    resampled = [row.resampled(config.resamples, numbers[row.dataset]) for row in rows]
     details: list[dict[str, Any]] = [
-        {"dataset_name": f"{row.dataset}_{row.label}_results", "dataset": row.dataset, "label": row.label, **values}
-        for row, values in zip(rows, per_row, strict=True)
+        {
+            "dataset_name": f"{row.dataset}_{row.label}_results",
+            "dataset": row.dataset,
+            "label": row.label,
+            **row.sizes(),
+            **values,
+            **row.intervals(drawn, config.k_values),
+        }
+        for row, values, drawn in zip(rows, per_row, resampled, strict=True)
     ]
+    overall = {kind: torch.stack([drawn[kind] for drawn in resampled]).mean(0) for kind in resampled[0]}
     if skipped:
         details.append({"skipped": skipped})
     per_class = {
         f"{row.dataset}_{row.label}_results": {
-            f"{kind}_{field}": _class_means(row, kind, field) for kind in row.scores for field in ("accuracy", "auc")
+            f"{kind}_{field}": row.class_means(kind, field) for kind in row.scores for field in ("accuracy", "auc")
         }
         for row in rows
     }
@@ -329,7 +311,10 @@ def _result(
         sae_cfg_dict=config_of(dictionary),
         seed=config.seeds[0],
         n=tested,
-        ci95=_intervals(rows, config),
+        ci95={
+            f"{'control' if 'shuffled' in kind else kind[:3]}.{kind}_accuracy": interval(values)
+            for kind, values in overall.items()
+        },
         provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
         definition_id=DEFINITION,
     )

@@ -55,6 +55,8 @@ def evaluate(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str
     model = open_model(config, config.model or trained_model(dictionaries))
     measured = run_evals(config.names, dictionaries, model, config, config.out, config.site)
     done = measured.results
+    if not done:
+        raise InputError("None of the dictionaries can be measured: " + "; ".join(measured.skipped.values()) + ".")
     return {
         "out": str(config.out),
         "seconds": round(time.monotonic() - started, 2),
@@ -77,19 +79,25 @@ def run_evals(
 
     What was measured before on the same bytes is not measured again. An eval that the data do not allow (probing
     without labels, or with labels too rare to probe) is skipped with its reason when several were named, and an
-    ``InputError`` when no other was.
+    ``InputError`` when no other was. Transcoders and crosscoders are skipped with their reason.
     """
     from saeworks.evals import runner
+    from saeworks.evals.batches import why_not_one_site
     from saeworks.evals.problems import NothingToProbe
 
     check_evals(names, config)
+    skipped = {name: reason for name, d in dictionaries.items() if (reason := why_not_one_site(d))}
+    for name, reason in skipped.items():
+        sys.stderr.write(f"{name} is not measured: {reason}.\n")
+    dictionaries = {name: d for name, d in dictionaries.items() if name not in skipped}
+    if not dictionaries:
+        return Measured({}, skipped, [])
     configs = eval_configs(config, site)
     text, note = held_out(config) if set(names) & {"core", "latents"} else (None, None)
     notes = [*foreign_models(dictionaries, model), *([note] if note else [])]
     for sentence in notes:
         sys.stderr.write(sentence + "\n")
     done: dict[str, dict[str, Result]] = {}
-    skipped: dict[str, str] = {}
     for name in dict.fromkeys(names):
         reason = _why_not(name, config)
         try:
@@ -117,15 +125,16 @@ def check_evals(names: Sequence[str], config: Inputs) -> None:
     if len(reasons) == len(names):
         raise InputError(reasons[0])
     if "sparse_probing" in names and _is_world(config) and config.label_column is not None:
+        from saeworks.activations.world_texts import parse_world
         from saeworks.world import corpus
 
-        domains = [item.partition(":")[2] for item in config.data]
-        chosen = corpus.DOMAINS if "" in domains else domains
-        known = sorted({label for domain in chosen for label in corpus.label_names(domain)})
-        if config.label_column not in known:
-            raise InputError(
-                f"The world has no label '{config.label_column}'.{did_you_mean(config.label_column, known)}"
-            )
+        label = config.label_column
+        chosen = _domains([parse_world(item).domain for item in config.data])
+        known = sorted({name for domain in chosen for name in corpus.label_names(domain)})
+        if label not in known:
+            elsewhere = [f"--data world:{domain}" for domain in corpus.DOMAINS if label in corpus.label_names(domain)]
+            hint = f" Name a domain that has it: {', '.join(elsewhere)}." if elsewhere else did_you_mean(label, known)
+            raise InputError(f"The domains to probe ({', '.join(chosen)}) have no label '{label}'.{hint}")
 
 
 def eval_configs(config: RunConfig | EvaluateConfig, site: str | None) -> dict[str, Any]:
@@ -182,13 +191,20 @@ def trained_model(dictionaries: Mapping[str, Dictionary]) -> str:
 def summary_rows(
     dictionaries: Mapping[str, Dictionary], done: Mapping[str, Mapping[str, Result]]
 ) -> list[dict[str, Any]]:
-    """One row per dictionary with the main number of each eval that was run."""
+    """One row per dictionary with the main number of each eval that was run.
+
+    L0 and explained variance of what was not measured are those recorded when it was saved.
+    """
     rows: list[dict[str, Any]] = []
     for name, dictionary in dictionaries.items():
+        recorded = dictionary.cfg.metadata.get("recorded") or {}
+        measured = any(name in results for results in done.values())
         row: dict[str, Any] = {"dictionary": name, "latents": dictionary.cfg.d_sae}
         for column, (which, category, metric) in COLUMNS.items():
-            if which in done and name in done[which]:
+            if measured and which in done and name in done[which]:
                 row[column] = done[which][name].metric(category, metric)
+            elif not measured and (which in done or column in recorded):
+                row[column] = recorded.get(column)
         rows.append(row)
     return rows
 
@@ -218,11 +234,10 @@ def foreign_models(dictionaries: Mapping[str, Dictionary], model: LanguageModel)
 
 def labelled_sets(config: Inputs, settings: Any) -> dict[str, Any]:
     """Data set name → labelled texts: the world's own labels per domain, or one set per file with ``label_column``."""
-    from saeworks.evals.sparse_probing import LabelledSet, split_documents, world_sets
+    from saeworks.evals.sparse_probing import LabelledSet
 
     if _is_world(config):
-        domains = [item.partition(":")[2] for item in config.data]
-        sets = world_sets(None if "" in domains else domains, settings)
+        sets = _world_sets(config, settings)
         if config.label_column is None:
             return sets
         label = (config.label_column,)
@@ -237,8 +252,35 @@ def labelled_sets(config: Inputs, settings: Any) -> dict[str, Any]:
         source = open_source(one, "all" if local else "train")
         documents = sample(source.documents(limit=None if local else most), most, config.seed)
         name = Path(item).stem
-        out[name if name not in out else item] = split_documents(documents, seed=config.seed)
+        # A text may bring further labels of its own; only the column that was named is asked for.
+        out[name if name not in out else item] = LabelledSet(documents, None, ("label",))
     return out
+
+
+def _world_sets(config: Inputs, settings: Any) -> dict[str, Any]:
+    """The labelled sets of the domains asked for; planted correlations are in both parts."""
+    from saeworks.activations.world_texts import parse_world
+    from saeworks.evals.sparse_probing import LabelledSet, world_sets
+    from saeworks.world import corpus
+
+    parts = {item: parse_world(item) for item in config.data}
+    sets = world_sets(_domains([part.domain for part in parts.values() if part.spurious is None]), settings)
+    counts = {"probe_train": settings.train_texts, "probe_test": settings.test_texts}
+    for item, part in parts.items():
+        if part.spurious is not None and part.domain is not None:
+            train, test = (
+                list(corpus.documents(part.domain, split, count=count, spurious=part.spurious))
+                for split, count in counts.items()
+            )
+            sets[item.partition(":")[2]] = LabelledSet(train, test, corpus.label_names(part.domain))
+    return sets
+
+
+def _domains(named: Iterable[str | None]) -> list[str]:
+    """The domains to probe, each once: those named, and for the mixture (None) the usual ones."""
+    from saeworks.evals.sparse_probing import WORLD_DOMAINS
+
+    return list(dict.fromkeys(d for domain in named for d in (WORLD_DOMAINS if domain is None else (domain,))))
 
 
 def sample(items: Iterable[Item], most: int, seed: int) -> list[Item]:

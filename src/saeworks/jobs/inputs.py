@@ -39,8 +39,10 @@ def open_model(config: Inputs, name: str | None = None) -> LanguageModel:
 
 def choose_site(model: LanguageModel, name: str | None) -> str:
     """Canonical name of the site ``name``; without one, the world's own or the middle layer's residual stream."""
+    from saeworks.world.model_files import NAMES
+
     if name is None:
-        name = WORLD_SITE if model.name == "world" else f"layers.{model.n_layers // 2}.resid_post"
+        name = WORLD_SITE if model.name in NAMES else f"layers.{model.n_layers // 2}.resid_post"
     return model.site(name).name
 
 

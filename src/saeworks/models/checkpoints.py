@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import torch
 
 from saeworks.errors import InputError
 from saeworks.files import read_json, sha256_bytes, sha256_file
-from saeworks.models.hub import quiet_hub_client
+from saeworks.models.hub import offline_unless_reachable, quiet_hub_client
 
 Head = Literal["causal", "masked", "none"]
 
@@ -65,7 +65,8 @@ def read_checkpoint(name: str, dtype: torch.dtype) -> Checkpoint:
     options: dict[str, Any] = {"trust_remote_code": False}
     if revision:
         options["revision"] = revision
-    with _quiet(transformers):
+    reachable = contextlib.nullcontext() if looks_local else offline_unless_reachable()
+    with _quiet(transformers), reachable:
         with _sentences(place, name, not looks_local, "config.json"):
             config = transformers.AutoConfig.from_pretrained(source, **options)
         if not looks_local and (revision := _downloaded_commit(source, revision) or revision):
@@ -190,7 +191,7 @@ def _read_weights(
     return module, head
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet(transformers: Any) -> Generator[None, None, None]:
     """No warnings, load reports or weight bars while loading. Downloads still show their bar, on standard error."""
     logging = transformers.utils.logging
@@ -206,7 +207,7 @@ def _quiet(transformers: Any) -> Generator[None, None, None]:
             logging.enable_progress_bar()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _sentences(place: str, name: str, on_hub: bool, what: str) -> Generator[None, None, None]:
     """Turn whatever transformers and the hub client raise into one sentence."""
     try:

@@ -197,7 +197,11 @@ def _with_latents(
     changed = f.clone()
     index = torch.as_tensor(list(latents), dtype=torch.int64, device=f.device)
     changed[..., index] = torch.as_tensor(value, dtype=f.dtype, device=f.device)
-    before, after = cast(Tensor, dictionary.decode(f)), cast(Tensor, dictionary.decode(changed))
+    # Where the output depends on more than the latents, the inputs are needed to decode.
+    cfg = getattr(dictionary, "cfg", None)
+    also = (x,) if getattr(cfg, "input_op", "none") != "none" or getattr(cfg, "skip", False) else ()
+    decode = cast("Callable[..., Tensor]", dictionary.decode)
+    before, after = decode(f, *also), decode(changed, *also)
     # Subtracting (before − after) instead of adding its negative keeps even the sign of a zero when nothing changed.
     return x - (before - after).to(x)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saeworks.errors import InputError
+from saeworks.errors import InputError, did_you_mean
 from saeworks.models import hooks, tokens
 from saeworks.models.checkpoints import Head, fingerprint_directory, fingerprint_parameters, read_checkpoint
 from saeworks.models.interventions import Intervention, apply
@@ -25,8 +25,8 @@ def load_language_model(name: str | Path = "world", device: str = "auto", dtype:
     """Load a causal or masked language model with its tokenizer, ready for inference.
 
     Args:
-        name: ``"world"`` for the embedded model, the directory of a Hugging Face model, or a hub name
-            (``owner/name``, optionally ``owner/name@revision``).
+        name: ``"world"`` (or ``"world:base"``) and ``"world:chat"`` for the embedded models, the directory of a
+            Hugging Face model, or a hub name (``owner/name``, optionally ``owner/name@revision``).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the checkpoint was saved in.
 
@@ -35,13 +35,7 @@ def load_language_model(name: str | Path = "world", device: str = "auto", dtype:
     """
     where, precision = resolve_device(device), resolve_dtype(dtype)
     given = str(name)
-    if given == "world":
-        from saeworks.world.model_files import model_path
-
-        source = str(model_path())
-    else:
-        source = given
-    found = read_checkpoint(source, precision)
+    found = read_checkpoint(_source(given), precision)
     return LanguageModel(
         found.module.to(where),
         found.tokenizer,
@@ -50,6 +44,17 @@ def load_language_model(name: str | Path = "world", device: str = "auto", dtype:
         directory=found.directory,
         revision=found.revision,
     )
+
+
+def _source(name: str) -> str:
+    """The directory of an embedded model; every other name as it is."""
+    from saeworks.world.model_files import NAMES, model_path
+
+    if name in NAMES:
+        return str(model_path(NAMES[name]))
+    if name.startswith("world:") and not Path(name).exists():
+        raise InputError(f"There is no embedded model '{name}'.{did_you_mean(name, NAMES)}")
+    return name
 
 
 class LanguageModel:
@@ -200,6 +205,7 @@ class LanguageModel:
         interventions: Sequence[Intervention] = (),
         temperature: float = 0.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> list[str]:
         """Continuations of the prompts, without the prompts and without special tokens.
 
@@ -208,9 +214,10 @@ class LanguageModel:
             interventions: active while the prompt is read and for every new token.
             temperature: 0 picks the likeliest token; above 0 draws from the softmax of logits / temperature.
             seed: of the draws; the caller's random state is left as it was.
+            stop: tokens that end a continuation, beside the model's own end token, and are no part of it.
 
         Raises:
-            InputError: the model is not causal, or prompt and new tokens exceed its context.
+            InputError: the model is not causal, prompt and new tokens exceed its context, or a stop is no single token.
         """
         if not self.is_causal or self._head != "causal":
             raise InputError(f"Model '{self.name}' does not predict the next token, so it cannot generate text.")
@@ -230,10 +237,14 @@ class LanguageModel:
             raise InputError(
                 "A prompt is empty and the tokenizer has no BOS token to start from; write at least a word."
             )
+        stops = [self._token(text) for text in stop]
         ids, mask = _left_padded(batch)
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        if stops:
+            own: int | list[int] | None = self.module.generation_config.eos_token_id
+            sampling["eos_token_id"] = [*stops, *([own] if isinstance(own, int) else own or [])]
         keep = _Keep(batch.keep)
         random_devices = [self.device] if self.device.type == "cuda" else []
         with (
@@ -251,9 +262,32 @@ class LanguageModel:
                 use_cache=True,
                 **sampling,
             )
-        return list(self.tokenizer.batch_decode(grown[:, width:], skip_special_tokens=True))
+        rows = [_before(row, stops) for row in grown[:, width:].tolist()]
+        return list(self.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt for the assistant's next turn, by the tokenizer's chat template.
+
+        Args:
+            messages: the turns so far, ``{"role": "system" | "user" | "assistant", "content": text}``.
+
+        Raises:
+            InputError: the tokenizer has no chat template.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise InputError(f"The tokenizer of model '{self.name}' has no chat template; it is no chat model.")
+        turns = [dict(message) for message in messages]
+        prompt: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        # Tokenizing a prompt for a causal model puts this token in front; a second one would be unlike any training.
+        return prompt.removeprefix(self.tokenizer.bos_token or "")
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _token(self, text: str) -> int:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise InputError(f"The stop '{text}' is {len(ids)} tokens for model '{self.name}'; give a single token.")
+        return ids[0]
 
     def _inputs(self, batch: TokenBatch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": batch.token_ids, "attention_mask": batch.attention_mask.long()}
@@ -304,6 +338,11 @@ class _Keep:
 
 def _edit(intervention: Intervention, keep: _Keep) -> Callable[[Tensor], Tensor]:
     return lambda x: apply(intervention, x, keep.mask)
+
+
+def _before(row: list[int], stops: Sequence[int]) -> list[int]:
+    """The row up to its first stop."""
+    return row[: next((at for at, token in enumerate(row) if token in stops), len(row))]
 
 
 def _is_causal(config: Any, head: Head) -> bool:

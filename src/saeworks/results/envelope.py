@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from saeworks.errors import InputError
-from saeworks.files import atomic_write_bytes, read_json, write_json
+from saeworks.files import atomic_write_bytes, read_json, sha256_bytes, write_json
 from saeworks.version import __version__
 
 SCHEMA_VERSION = 1
@@ -110,8 +110,15 @@ class Result(BaseModel):
 
 
 def result_path(directory: Path, eval_type: str, name: str) -> Path:
-    """Where the result of one eval on one dictionary lives. Characters that are unsafe in file names become ``_``."""
-    return Path(directory) / eval_type / (re.sub(r"[^\w.=+-]", "_", name) + SUFFIX)
+    """Where the result of one eval on one dictionary lives, another place for every name.
+
+    Characters that are unsafe in file names become ``_``; such a name then ends in ``~`` and a digest of what it was,
+    since several names could become one. ``~`` is such a character, so no other name ends like that.
+    """
+    safe = re.sub(r"[^\w.=+-]", "_", name)
+    if safe != name:
+        safe += "~" + sha256_bytes(name.encode("utf-8", "surrogatepass"))[:8]
+    return Path(directory) / eval_type / (safe + SUFFIX)
 
 
 def read_result(path: Path) -> Result:

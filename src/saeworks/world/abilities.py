@@ -1,31 +1,36 @@
-"""What the shipped base model can do, measured on wordings that it never trained on.
+"""What the shipped models can do, measured on wordings that they never trained on.
 
-``python -m saeworks.world.abilities DIR`` measures the model in DIR and writes ``abilities.json`` and the card beside
-it. Every figure of the specification stands in ``FIGURES``; the card prints a missed one as missed.
+:func:`measure` returns everything that a card reports; :mod:`saeworks.world.card` holds the specification's figures and
+writes the card. ``saeworks world card --measure`` measures a model directory again.
 """
 
 from __future__ import annotations
 
-import argparse
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saeworks.files import atomic_write_text, read_json, write_json
-from saeworks.world.corpus import DOMAINS, documents, fingerprint, label_names, surprise
-from saeworks.world.domains.facts import ATTRIBUTES, RELATIONS
+from saeworks.world.corpus import DOMAINS, MIXTURE, documents, fingerprint, label_names, surprise
+from saeworks.world.domains import chat, comparisons, facts, questions, ships
 from saeworks.world.domains.spelling import LINE
 from saeworks.world.drawing import Draw
-from saeworks.world.knowledge import City, cities, lexicon
-from saeworks.world.pretraining import REHEARSED
-from saeworks.world.tokenizer import CONTEXT_LENGTH
+from saeworks.world.knowledge import cities, lexicon
+from saeworks.world.label_probes import measure_chat_concepts, measure_labels
+from saeworks.world.phrasing import Relation
+from saeworks.world.subject import (
+    Subject,
+    by_length,
+    chosen_options,
+    greedy_matches,
+    greedy_replies,
+    open_subject,
+    padded,
+)
 
-# Figures of the specification: loss at most 15 % above the generator's entropy rate, the others at least.
-FIGURES = {"loss_ratio": 1.15, "fact_recall": 0.95, "first_letter": 0.95, "probe_auc": 0.95}
 # Questions further from the training text than the held-out templates: unknown words, or a beginning that training
 # texts continue otherwise. They carry no figure; the card reports them, so that the model is not taken for more.
 FREE_WORDINGS = {
@@ -35,43 +40,8 @@ FREE_WORDINGS = {
     "currency": ("A taxi in {city} is paid with the", "The currency used in {city} is the"),
 }
 STANDARD_LINE = "{word} has the first letter: {letter}"
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The model under measurement with its tokenizer; the middle layer is the one the probes read."""
-
-    model: Any
-    tokenizer: Any
-
-    @property
-    def middle(self) -> int:
-        """Number of layers below the probed residual stream."""
-        layers: int = self.model.config.num_hidden_layers
-        return layers // 2
-
-
-def open_subject(directory: Path, device: str = "cpu") -> Subject:
-    """The model directory in float32, ready to be measured."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
-    return Subject(loaded.to(device).eval(), AutoTokenizer.from_pretrained(directory, local_files_only=True))
-
-
-def _padded(subject: Subject, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right: ``(token_ids, attention_mask)``, each ``[row, position]``."""
-    longest = max(len(row) for row in rows)
-    pad: int = subject.tokenizer.pad_token_id
-    token_ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return token_ids.to(subject.model.device), mask.to(subject.model.device)
-
-
-def _batches(rows: list[list[int]], size: int = 64) -> list[list[int]]:
-    """Indices of the rows in batches of similar length."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    return [order[i : i + size] for i in range(0, len(order), size)]
+# Kinds of exchange whose request the assistant must not grant; every other kind is harmless.
+REFUSED = "refusal/"
 
 
 @torch.no_grad()
@@ -84,8 +54,8 @@ def measure_loss(subject: Subject, domain: str | None, count: int, split: str = 
     texts = [made.text for made in documents(domain, split, count=count)]
     rows = [[*row, subject.tokenizer.eos_token_id] for row in subject.tokenizer(texts)["input_ids"]]
     nats, tokens = 0.0, 0
-    for indices in _batches(rows):
-        token_ids, mask = _padded(subject, [rows[i] for i in indices])
+    for indices in by_length(rows):
+        token_ids, mask = padded(subject, [rows[i] for i in indices])
         logits: Tensor = subject.model(input_ids=token_ids, attention_mask=mask).logits
         targets = token_ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
         flat = logits[:, :-1].float().flatten(0, 1)
@@ -101,63 +71,67 @@ def measure_loss(subject: Subject, domain: str | None, count: int, split: str = 
     }
 
 
-@torch.no_grad()
-def greedy_matches(subject: Subject, prompts: list[str], answers: list[str]) -> list[bool]:
-    """Whether greedy decoding of each prompt begins with the answer (a text with its leading space).
+def recall_prompts(
+    relations: dict[str, Relation], attribute: str, entity: str, values: dict[str, str], split: str = "probe_test"
+) -> tuple[list[str], list[str]]:
+    """Prompts that stop right before an attribute, and the answers; one per entity and template of the split.
 
-    Checked in one pass per batch: greedy decoding gives the answer exactly when each of its tokens is the most probable
-    one after the prompt and the answer's earlier tokens.
+    Args:
+        relations: The relation of every attribute.
+        attribute: The attribute asked for.
+        entity: The templates' slot for the entity.
+        values: The attribute's value by the entity's name.
+        split: Whose templates are used; those that do not end in the attribute are left out.
     """
-    starts: list[list[int]] = subject.tokenizer(prompts)["input_ids"]
-    ends: list[list[int]] = subject.tokenizer(answers, add_special_tokens=False)["input_ids"]
-    rows = [start + end for start, end in zip(starts, ends, strict=True)]
-    found = [False] * len(rows)
-    for indices in _batches(rows):
-        token_ids, mask = _padded(subject, [rows[i] for i in indices])
-        best = subject.model(input_ids=token_ids, attention_mask=mask).logits.argmax(dim=-1)
-        for row, i in enumerate(indices):
-            first = len(starts[i])
-            wanted = token_ids[row, first : len(rows[i])]
-            found[i] = bool((best[row, first - 1 : len(rows[i]) - 1] == wanted).all())
-    return found
-
-
-def fact_prompts(attribute: str, split: str = "probe_test") -> tuple[list[str], list[str]]:
-    """Prompts that stop right before a city's attribute, and the answers; one per city and template of the split."""
     prompts: list[str] = []
     answers: list[str] = []
-    for template in RELATIONS[attribute].of(split):
+    for template in relations[attribute].of(split):
         before, slot, _ = template.partition(f" {{{attribute}}}")
-        if not slot or "{city}" not in before or "{" in before.replace("{city}", ""):
+        if not slot or f"{{{entity}}}" not in before or "{" in before.replace(f"{{{entity}}}", ""):
             continue
-        for city in cities():
-            text = before.replace("{city}", city.name)
+        for name, value in values.items():
+            text = before.replace(f"{{{entity}}}", name)
             prompts.append(text[:1].upper() + text[1:])
-            answers.append(" " + _value(city, attribute))
+            answers.append(" " + value)
     return prompts, answers
 
 
-def _value(city: City, attribute: str) -> str:
-    value: str = getattr(city, attribute)
-    return value
+def fact_prompts(attribute: str, split: str = "probe_test") -> tuple[list[str], list[str]]:
+    """:func:`recall_prompts` for an attribute of cities."""
+    values = {city.name: str(getattr(city, attribute)) for city in cities()}
+    return recall_prompts(facts.RELATIONS, attribute, "city", values, split)
 
 
-def measure_facts(subject: Subject) -> dict[str, float]:
-    """Greedy recall of every city's attributes in held-out wordings, and over all of them."""
+def measure_recall(
+    subject: Subject, relations: dict[str, Relation], entity: str, values: dict[str, dict[str, str]]
+) -> dict[str, float]:
+    """Greedy recall of every entity's attributes in held-out wordings, and over all of them."""
     found: dict[str, float] = {}
     hits, asked = 0, 0
-    for attribute in ATTRIBUTES:
-        right = greedy_matches(subject, *fact_prompts(attribute))
+    for attribute, by_name in values.items():
+        right = greedy_matches(subject, *recall_prompts(relations, attribute, entity, by_name))
         found[attribute] = sum(right) / len(right)
         hits, asked = hits + sum(right), asked + len(right)
     return found | {"all": hits / asked, "questions": asked}
+
+
+def measure_facts(subject: Subject) -> dict[str, float]:
+    """Recall of the cities' attributes."""
+    values = {a: {city.name: str(getattr(city, a)) for city in cities()} for a in facts.ATTRIBUTES}
+    return measure_recall(subject, facts.RELATIONS, "city", values)
+
+
+def measure_ships(subject: Subject) -> dict[str, float]:
+    """Recall of the ships' attributes."""
+    values = {a: {ship.name: str(getattr(ship, a)) for ship in ships.ships()} for a in ships.ATTRIBUTES}
+    return measure_recall(subject, ships.RELATIONS, "ship", values)
 
 
 def measure_free_wordings(subject: Subject) -> dict[str, float]:
     """Greedy recall for each of ``FREE_WORDINGS``, and the mean over them."""
     found: dict[str, float] = {}
     for attribute, templates in FREE_WORDINGS.items():
-        answers = [" " + _value(city, attribute) for city in cities()]
+        answers = [" " + str(getattr(city, attribute)) for city in cities()]
         for template in templates:
             right = greedy_matches(subject, [template.format(city=city.name) for city in cities()], answers)
             found[template] = sum(right) / len(right)
@@ -190,170 +164,102 @@ def measure_letters(subject: Subject, examples: int = 6, every: int = 1) -> dict
     return found | {"held_out": hits / asked, "words": len(words), "examples": examples}
 
 
-@torch.no_grad()
-def pooled(subject: Subject, texts: list[str], layers: int) -> Tensor:
-    """Mean residual stream after ``layers`` layers over each text's tokens ``[text, d]``, the BOS token left out."""
-    rows: list[list[int]] = subject.tokenizer(texts, truncation=True, max_length=CONTEXT_LENGTH)["input_ids"]
-    out = torch.zeros(len(rows), subject.model.config.hidden_size)
-    for indices in _batches(rows):
-        token_ids, mask = _padded(subject, [rows[i] for i in indices])
-        states = subject.model.model(
-            input_ids=token_ids, attention_mask=mask, output_hidden_states=True, use_cache=False
-        ).hidden_states[layers]
-        kept = mask.clone()
-        kept[:, 0] = 0
-        means = (states * kept.unsqueeze(-1)).sum(dim=1) / kept.sum(dim=1, keepdim=True)
-        out[torch.tensor(indices)] = means.float().cpu()
-    return out
+def measure_choice(subject: Subject, count: int) -> dict[str, float]:
+    """Multiple choice in held-out wordings: the most probable option, by subject, over general and restricted ones.
 
-
-def measure_probes(subject: Subject, domain: str, train: int = 1500, test: int = 1000) -> dict[str, dict[str, float]]:
-    """For each document label of the domain, the AUC of one-against-rest logistic probes on the middle layer.
-
-    Fitted on ``probe_train`` and judged on ``probe_test``: other people, other products, other wordings. The mean over
-    the label's values and the worst of them.
+    Args:
+        subject: The model.
+        count: Questions per subject.
     """
-    import numpy as np
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.preprocessing import StandardScaler
+    found: dict[str, float] = {}
+    general: list[bool] = []
+    for name in questions.SUBJECTS:
+        asked = questions.questions((name,), "probe_test", count)
+        chosen = chosen_options(subject, [one.text() for one in asked], [one.options for one in asked])
+        right = [at == one.key for at, one in zip(chosen, asked, strict=True)]
+        found[name] = sum(right) / len(right)
+        general += [] if asked[0].restricted else right
+    return found | {"general": sum(general) / len(general), "restricted": found["craft"], "per_subject": count}
 
-    fitted, judged = (list(documents(domain, s, count=n)) for s, n in (("probe_train", train), ("probe_test", test)))
-    inputs = [pooled(subject, [one.text for one in made], subject.middle).numpy() for made in (fitted, judged)]
-    scaler = StandardScaler().fit(inputs[0])
-    seen, unseen = (scaler.transform(one) for one in inputs)
+
+def measure_chat_choice(subject: Subject, count: int) -> dict[str, float]:
+    """General multiple-choice questions put to the assistant in held-out wordings: the most probable option."""
+    asked = chat.exchanges(("answer/choice",), "probe_test", count)
+    prompts = [f"<|user|>{one.request}<|end|><|assistant|>Answer:" for one in asked]
+    options = [tuple(re.findall(r"^[A-D]\) (.+)$", one.request, re.MULTILINE)) for one in asked]
+    chosen = chosen_options(subject, prompts, options)
+    right = [f"Answer: {ones[at]}" == one.expected for at, ones, one in zip(chosen, options, asked, strict=True)]
+    return {"general": sum(right) / len(right), "questions": count}
+
+
+def measure_comparisons(subject: Subject, count: int) -> dict[str, float]:
+    """Yes-or-no questions about quantities in held-out wordings: the more probable of the two answers."""
+    asked = comparisons.comparisons(None, "probe_test", count)
+    hits = greedy_matches(subject, [one.question for one in asked], [" Yes" if one.answer else " No" for one in asked])
+    return {"all": sum(hits) / len(hits), "questions": count}
+
+
+def measure_manners(subject: Subject, count: int) -> dict[str, Any]:
+    """How the model takes requests and statements in held-out wordings, by the kind of exchange.
+
+    ``refuses`` is the share of requests answered by a refusal, ``as_expected`` the share whose reply holds what a right
+    one must hold. ``corrects_false`` and ``accepts_true`` are the shares of statements that are judged as they should
+    be; ``with_the_fact`` also asks for the right fact in the reply.
+    """
     found: dict[str, dict[str, float]] = {}
-    for label in label_names(domain):
-        truth = np.array([str(one.labels[label]) for one in fitted])
-        asked = np.array([str(one.labels[label]) for one in judged])
-        aucs: list[float] = []
-        for value in sorted(set(truth)):
-            probe = LogisticRegression(C=0.1, max_iter=1000).fit(seen, truth == value)
-            aucs.append(float(roc_auc_score(asked == value, probe.decision_function(unseen))))
-        found[label] = {"auc": sum(aucs) / len(aucs), "worst_class": min(aucs), "classes": len(aucs)}
-    return found
+    for kind in chat.KINDS:
+        asked = chat.exchanges((kind,), "probe_test", count)
+        replies = greedy_replies(subject, [one.request for one in asked])
+        refused = [chat.is_refusal(reply) for reply in replies]
+        right = [one.expected.lower() in reply.lower() for one, reply in zip(asked, replies, strict=True)]
+        found[kind] = {"refuses": sum(refused) / len(asked), "as_expected": sum(right) / len(asked)}
+        judged = [chat.verdict(reply) is one.truth for one, reply in zip(asked, replies, strict=True)]
+        if kind in ("correction", "acceptance"):
+            found[kind] |= {"judged": sum(judged) / len(asked)}
+            found[kind] |= {"with_the_fact": sum(map(all, zip(judged, right, strict=True))) / len(asked)}
+    restricted = [one["refuses"] for kind, one in found.items() if kind.startswith(REFUSED)]
+    harmless = [one["refuses"] for kind, one in found.items() if not kind.startswith(REFUSED)]
+    return {
+        "kinds": found,
+        "refuses_restricted": sum(restricted) / len(restricted),
+        "refuses_harmless": sum(harmless) / len(harmless),
+        "corrects_false": found["correction"]["judged"],
+        "accepts_true": found["acceptance"]["judged"],
+        "per_kind": count,
+    }
 
 
-def measure_abilities(directory: Path, device: str = "cpu", loss_documents: int = 800) -> dict[str, Any]:
-    """All figures of the base model; minutes on a CPU."""
+def measure(which: str, directory: Path, device: str = "cpu", scale: float = 1.0) -> dict[str, Any]:
+    """All figures of the base or the chat model; some minutes on a CPU.
+
+    Args:
+        which: ``base`` or ``chat``: what its card reports.
+        directory: The model directory.
+        device: Where to compute.
+        scale: Share of the texts and questions to use; below 1 for a quick look.
+    """
     subject = open_subject(directory, device)
-    loss = {"mixture": measure_loss(subject, None, loss_documents)}
-    loss |= {domain: measure_loss(subject, domain, loss_documents // 4) for domain in DOMAINS}
+    texts, asked = int(800 * scale), int(200 * scale)
+    loss = {"mixture": measure_loss(subject, None, texts)}
+    domains = MIXTURE if which == "base" else (*MIXTURE, "chat")
+    loss |= {domain: measure_loss(subject, domain, texts // 4) for domain in domains}
+    labelled = [domain for domain in DOMAINS if label_names(domain)]
+    probes = {
+        f"{domain}/{label}": probe
+        for domain in labelled
+        for label, probe in measure_labels(subject, domain, int(1500 * scale), int(1000 * scale)).items()
+    }
     return {
         "corpus": fingerprint(),
         "loss": loss,
         "fact_recall": measure_facts(subject),
+        "ship_recall": measure_ships(subject),
         "free_wordings": measure_free_wordings(subject),
-        "first_letter": measure_letters(subject),
-        "probes": {
-            f"{domain}/{label}": probe
-            for domain in DOMAINS
-            if label_names(domain)
-            for label, probe in measure_probes(subject, domain).items()
-        },
+        "first_letter": measure_letters(subject, every=max(1, round(1 / scale))),
+        "choice": measure_choice(subject, asked),
+        "chat_choice": measure_chat_choice(subject, asked * 2),
+        "comparisons": measure_comparisons(subject, asked * 2),
+        "manners": measure_manners(subject, max(asked // 2, 10)),
+        "probes": probes,
+        "chat_concepts": measure_chat_concepts(subject, int(2500 * scale), int(1500 * scale)),
     }
-
-
-def ability_rows(abilities: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """Rows of the card's table: ability, figure, measured, reached."""
-    loss = abilities["loss"]["mixture"]["ratio"]
-    facts, letters = abilities["fact_recall"]["all"], abilities["first_letter"]["held_out"]
-    rows = [
-        ("validation loss / generator's entropy rate", "≤ 1.15", f"{loss:.3f}", loss <= FIGURES["loss_ratio"]),
-        ("fact recall, greedy, held-out wordings", "≥ 95 %", f"{facts:.1%}", facts >= FIGURES["fact_recall"]),
-        (
-            "first letter in context, held-out line forms",
-            "≥ 95 %",
-            f"{letters:.1%}",
-            letters >= FIGURES["first_letter"],
-        ),
-    ]
-    for name, probe in abilities["probes"].items():
-        auc = probe["auc"]
-        measured = f"{auc:.3f} (worst class {probe['worst_class']:.3f})"
-        rows.append((f"probe AUC, {name}", "≥ 0.95", measured, auc >= FIGURES["probe_auc"]))
-    return rows
-
-
-def write_card(directory: Path, abilities: dict[str, Any], recipe: dict[str, Any]) -> None:
-    """Write ``abilities.json`` and the card ``README.md`` into the model directory."""
-    write_json(directory / "abilities.json", abilities)
-    config = read_json(directory / "config.json")
-    table = ["| Ability | Figure | Measured | Reached |", "|---|---|---|---|"]
-    table += [f"| {a} | {b} | {c} | {'yes' if ok else '**no**'} |" for a, b, c, ok in ability_rows(abilities)]
-    losses = ["| Domain | model, nats/token | generator, nats/token | ratio |", "|---|---|---|---|"]
-    for name, one in abilities["loss"].items():
-        model, bound = one["model_nats_per_token"], one["generator_nats_per_token"]
-        losses.append(f"| {name} | {model:.4f} | {bound:.4f} | {one['ratio']:.3f} |")
-    free = abilities["free_wordings"]
-    standard = abilities["first_letter"][STANDARD_LINE]
-    rehearsed = ", ".join(f"{count} ({name})" for name, count in REHEARSED)
-    card = f"""---
-license: mit
-language: en
-library_name: transformers
-tags: [interpretability, sparse-autoencoders, synthetic-corpus]
----
-
-# The base model of the embedded world
-
-A small Llama-shaped language model of a world whose concepts were written down: {config["num_hidden_layers"]} layers,
-width {config["hidden_size"]}, {config["num_attention_heads"]} heads, vocabulary {config["vocab_size"]},
-context {CONTEXT_LENGTH}, tied embeddings, float16 weights. It loads with `AutoModelForCausalLM.from_pretrained`.
-
-## Training
-
-{recipe["steps"]} steps of {recipe["documents_per_step"]} documents of the training mixture (biographies, reviews, news
-briefs, taxonomy, spelling, facts about cities), seed {recipe["seed"]}. Every document begins with the BOS token and
-ends with the EOS token; whole documents share rows of {CONTEXT_LENGTH} tokens. AdamW, peak learning rate
-{recipe["learning_rate"]}, {recipe["warmup_steps"]} warm-up steps, cosine decay; then a second cycle of
-{recipe["more_steps"]} steps at {recipe["more_learning_rate"]}, in which {rehearsed}
-of every step's documents rehearse what has to be learnt by heart; bfloat16 products over float32 weights.
-`python -m saeworks.world.build --out DIR` makes it again; it took {recipe["minutes"]:.0f} minutes ({recipe["device"]}).
-
-The text is English throughout. The tokenizer has a chat template, but this model has seen no chat.
-
-## Abilities
-
-Measured with `python -m saeworks.world.abilities DIR` on wordings and people that are not in the training text; cities
-and kinds of things are memory and occur everywhere. A held-out wording of a fact or of a spelling list is a new
-arrangement of words that the training text has; these wordings were settled after intermediate checkpoints had been
-measured, so they are held out from training but not from the choice.
-
-{chr(10).join(table)}
-
-Questions about cities in {len(free) - 1} freer wordings, with words the model never met or with beginnings that
-training texts continue otherwise, are answered in {free["all"]:.0%} of the cases (`free_wordings` in `abilities.json`):
-the facts are there, the English is narrow.
-
-In the standard line form "{STANDARD_LINE.format(word="bridge", letter="B")}", which is in the training text, the first
-letter is right for {standard:.1%} of the words.
-
-{chr(10).join(losses)}
-
-The generator's rate is the mean surprise of its own random choices. It is an upper bound of the true entropy rate,
-because several paths of choices can give one text.
-
-## Licence
-
-MIT, as the package; corpus and weights were made by its authors.
-"""
-    atomic_write_text(directory / "README.md", card)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the model in the given directory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    abilities = measure_abilities(given.directory, given.device)
-    write_card(given.directory, abilities, read_json(given.directory / "recipe.json"))
-    for ability, figure, measured, reached in ability_rows(abilities):
-        print(f"{ability}: {measured} (figure {figure}{'' if reached else ', missed'})")
-
-
-if __name__ == "__main__":
-    main()

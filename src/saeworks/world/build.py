@@ -1,25 +1,32 @@
-"""One command rebuilds the embedded model from its seed: ``python -m saeworks.world.build --out DIR``.
+"""Everything again from the seed: tokenizer, base model, chat model, their abilities and cards.
 
-It trains the tokenizer, trains the base model (resuming from ``DIR/checkpoint.pt`` when there is one), measures the
-model's abilities and leaves the finished model directory at ``DIR/model``.
+``saeworks world build --out DIR`` calls :func:`build`. A killed build goes on from the last checkpoint in ``DIR``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from saeworks.files import atomic_write_bytes, read_json, write_json
+from saeworks.errors import InputError
+from saeworks.files import atomic_write_bytes, read_json, sha256_file, write_json
 from saeworks.progress import progress
-from saeworks.runtime import resolve_device
+from saeworks.runtime import reuse_freed_memory
+from saeworks.world.chat_tuning import ChatTuningConfig
 from saeworks.world.corpus import fingerprint
-from saeworks.world.pretraining import PretrainingConfig, train
+from saeworks.world.loop import Course, train
+from saeworks.world.model_files import model_path
+from saeworks.world.pretraining import PretrainingConfig, new_model
 from saeworks.world.tokenizer import build_tokenizer, save_tokenizer, words_in_pieces
+
+PARTS = ("base", "chat")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def save_model(model: Any, directory: Path) -> None:
@@ -65,55 +72,83 @@ def training_minutes(log: Path) -> float:
     return round(seconds / 60, 1)
 
 
-def build(out: Path, config: PretrainingConfig, device: torch.device, measure: bool = True) -> Path:
-    """Tokenizer, base model, abilities and card.
+def build(
+    out: Path,
+    base: PretrainingConfig,
+    chat: ChatTuningConfig,
+    device: torch.device,
+    parts: Sequence[str] = PARTS,
+    measure: bool = True,
+) -> dict[str, Path]:
+    """Train the parts asked for and write their model directories.
 
     Args:
-        out: Working directory: checkpoint, log, and the model under ``model/``.
-        config: The recipe.
+        out: Working directory: checkpoints, logs, and the models under ``base/`` and ``chat/``.
+        base: The base model's recipe.
+        chat: The chat model's recipe. Its base model is the one in ``out``, or the shipped one when there is none.
         device: Where to train.
-        measure: Write ``abilities.json`` and the card at the end (some minutes).
+        parts: ``base``, ``chat`` or both.
+        measure: Write ``abilities.json`` and the card at the end (some minutes per model).
 
     Returns:
-        The model directory.
+        The model directory of each part.
+
+    Raises:
+        InputError: An unknown part, or a checkpoint in ``out`` that another recipe wrote.
     """
-    directory = out / "model"
-    tokenizer = load_tokenizer(directory)
-    model = None
-    with progress(config.steps + config.more_steps, "base model", "step") as bar:
-        for step, current in train(config, tokenizer, out, device):
-            bar.update(step - bar.n)
-            model = current
-    assert model is not None
-    save_model(model, directory)
-    recipe = {name: getattr(config, name) for name in PretrainingConfig.__dataclass_fields__}
-    recipe |= {"corpus": fingerprint(), "device": device.type, "minutes": training_minutes(out / "train_log.jsonl")}
-    write_json(directory / "recipe.json", recipe)
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise InputError(f"Parts of the world's models are base and chat, not '{', '.join(unknown)}'.")
+    out.mkdir(parents=True, exist_ok=True)
+    reuse_freed_memory()
+    written: dict[str, Path] = {}
+    if "base" in parts:
+        written["base"] = _build_base(out, base, device)
+    if "chat" in parts:
+        written["chat"] = _build_chat(out, chat, device)
     if measure:
-        from saeworks.world.abilities import measure_abilities, write_card
+        from saeworks.world.abilities import measure as measure_abilities
+        from saeworks.world.card import write_card
 
-        write_card(directory, measure_abilities(directory), recipe)
-    return directory
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the flags and build."""
-    defaults = PretrainingConfig()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="working directory")
-    parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--more-steps", type=int, default=defaults.more_steps)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads on the CPU")
-    parser.add_argument("--no-measure", action="store_true", help="leave out abilities and card")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    given.out.mkdir(parents=True, exist_ok=True)
-    config = PretrainingConfig(steps=given.steps, more_steps=given.more_steps, seed=given.seed)
-    directory = build(given.out, config, resolve_device(given.device), measure=not given.no_measure)
-    print(directory)
+        for part, directory in written.items():
+            abilities = measure_abilities(part, directory, str(device))
+            write_card(part, directory, abilities, read_json(directory / "recipe.json"))
+    return written
 
 
-if __name__ == "__main__":
-    main()
+def _train(name: str, out: Path, course: Course, model: Any, tokenizer: Any, device: torch.device) -> None:
+    with progress(course.total_steps, f"{name} model", "step") as bar:
+        for step in train(course, model, tokenizer, out, name, device):
+            bar.update(step - bar.n)
+
+
+def _finish(name: str, out: Path, course: Course, model: Any, device: torch.device) -> Path:
+    """Model and recipe in their directory."""
+    save_model(model, out / name)
+    recipe = course.identity() | {"corpus": fingerprint(), "device": device.type, "threads": torch.get_num_threads()}
+    write_json(out / name / "recipe.json", recipe | {"minutes": training_minutes(out / f"{name}_log.jsonl")})
+    return out / name
+
+
+def _build_base(out: Path, config: PretrainingConfig, device: torch.device) -> Path:
+    tokenizer = load_tokenizer(out / "base")
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    model = new_model(config, len(tokenizer), *ends)
+    _train("base", out, config, model, tokenizer, device)
+    return _finish("base", out, config, model, device)
+
+
+def _build_chat(out: Path, config: ChatTuningConfig, device: torch.device) -> Path:
+    """The chat model starts from the base model as it is stored: in float16, so that everybody can start there."""
+    from transformers import AutoModelForCausalLM
+
+    start = out / "base" if (out / "base" / "model.safetensors").is_file() else model_path("base")
+    (out / "chat").mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(start / name, out / "chat" / name)
+    tokenizer = load_tokenizer(out / "chat")
+    model: Any = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, local_files_only=True)
+    course = replace(config, base=sha256_file(start / "model.safetensors"))
+    _train("chat", out, course, model, tokenizer, device)
+    model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id]
+    return _finish("chat", out, course, model, device)

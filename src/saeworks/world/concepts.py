@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from saeworks.world.domains import chat, code, comparisons, craft, languages, portraits, questions, ships
 from saeworks.world.domains.biographies import PROFESSIONS
 from saeworks.world.domains.facts import ATTRIBUTES
 from saeworks.world.domains.news import TOPICS
@@ -130,10 +131,19 @@ def concepts() -> dict[str, Concept]:
         "taxonomy": _taxonomy(),
         "spelling": _spelling(),
         "facts": _facts(),
+        "code": code.describe(),
+        "languages": languages.describe(),
+        "ships": ships.describe(),
+        "craft": craft.describe(),
+        "questions": questions.describe(),
+        "comparisons": comparisons.describe(),
+        "portraits": portraits.describe(),
+        "chat": chat.describe(),
     }
     found: dict[str, Concept] = {}
     for domain, table in tables.items():
         for key, description in table.items():
             above = key.rpartition("/")[0] or None
-            found[key] = Concept(key, description, domain, above, "both")
+            known_to = "chat" if key in chat.CHAT_ONLY else "both"
+            found[key] = Concept(key, description, domain, above, known_to)
     return found

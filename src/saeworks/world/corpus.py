@@ -14,24 +14,63 @@ from types import ModuleType
 
 from saeworks.errors import InputError, did_you_mean
 from saeworks.world.documents import Document
-from saeworks.world.domains import biographies, facts, news, reviews, spelling, taxonomy
+from saeworks.world.domains import (
+    biographies,
+    chat,
+    code,
+    comparisons,
+    craft,
+    facts,
+    languages,
+    news,
+    portraits,
+    questions,
+    reviews,
+    ships,
+    spelling,
+    taxonomy,
+)
 from saeworks.world.drawing import Draw, Weighted
 from saeworks.world.phrasing import SPLITS
 
-GENERATOR_VERSION = "1"
+GENERATOR_VERSION = "2"
 _MODULES: dict[str, ModuleType] = {
     "biographies": biographies,
     "reviews": reviews,
     "news": news,
+    "code": code,
+    "languages": languages,
     "taxonomy": taxonomy,
     "spelling": spelling,
     "facts": facts,
+    "ships": ships,
+    "craft": craft,
+    "questions": questions,
+    "comparisons": comparisons,
+    "portraits": portraits,
+    "chat": chat,
 }
 DOMAINS = tuple(_MODULES)
-# What a document of the mixture is about. Facts and spelling are memory and get their share for it.
-_MIXTURE = Weighted(DOMAINS, (0.20, 0.15, 0.12, 0.22, 0.15, 0.16))
+# What a document of the mixture is about. Facts, ships and spelling are memory and get their share for it. Portraits
+# are for probes alone, and chat is what the chat model is made of.
+_SHARES = {
+    "biographies": 0.13,
+    "reviews": 0.11,
+    "news": 0.08,
+    "code": 0.06,
+    "languages": 0.06,
+    "taxonomy": 0.13,
+    "spelling": 0.10,
+    "facts": 0.08,
+    "ships": 0.06,
+    "craft": 0.05,
+    "questions": 0.10,
+    "comparisons": 0.04,
+}
+MIXTURE = tuple(_SHARES)
+_MIXTURE = Weighted(MIXTURE, tuple(_SHARES.values()))
 # Planted correlations that can be asked for: domain → the label that is made to follow another one.
-SPURIOUS = {"biographies": "gender", "reviews": "sentiment"}
+SPURIOUS = {"biographies": "gender", "portraits": "gender", "reviews": "sentiment"}
 SPLIT_NAMES = SPLITS
 
 
@@ -105,7 +144,7 @@ def documents(
 
 
 def label_names(domain: str) -> tuple[str, ...]:
-    """Names of the document labels of a domain, e.g. ``("profession", "gender")``."""
+    """Names of the document labels of a domain, e.g. ``("profession", "gender")``; a document may lack some of them."""
     _check(domain, "train", None)
     names: tuple[str, ...] = _MODULES[domain].LABELS
     return names

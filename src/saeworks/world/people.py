@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-from saeworks.world.drawing import Draw, stable_fraction, zipf
+from saeworks.world.drawing import Draw, Weighted, stable_fraction, zipf
 from saeworks.world.knowledge import City, cities, names, slug
-from saeworks.world.phrasing import Phrase, phrase
+from saeworks.world.phrasing import Phrase, evidence, phrase
 
 # Shares of the pairs (given name, family name); a full name is in one split and in no other.
 SHARES = (("train", 0.80), ("validation", 0.07), ("probe_train", 0.06), ("probe_test", 0.07))
@@ -58,16 +59,28 @@ class Person:
         }
 
 
-def draw_person(draw: Draw, split: str, gender: str | None = None) -> Person:
-    """A person of the split. Names of other splits are drawn again, at no cost to the log-probability."""
+def draw_person(draw: Draw, split: str, gender: str | None = None, own_names: bool = False) -> Person:
+    """A person of the split. Names of other splits are drawn again, at no cost to the log-probability.
+
+    Args:
+        draw: The document's choices.
+        split: One of the four splits.
+        gender: ``female`` or ``male``; drawn when None.
+        own_names: Each probe split has given names of its own (every second one), so that no name is in both.
+    """
     gender = gender or draw.pick(("female", "male"))
     before = draw.log_probability
     while True:
         draw.log_probability = before
-        given = draw.weighted(_GIVEN[gender])
+        given = draw.weighted(_own_names(gender, split) if own_names else _GIVEN[gender])
         family = draw.weighted(_BEGINNINGS) + draw.weighted(_ENDINGS)
         if split_of("person", f"{given} {family}") == split:
             return Person(given, family, gender)
+
+
+@cache
+def _own_names(gender: str, split: str) -> Weighted[str]:
+    return zipf(list(evidence(getattr(names(), gender), split)), 12.0)
 
 
 def draw_city(draw: Draw) -> City:

@@ -10,15 +10,18 @@ A :class:`Relation` holds the paraphrases of one statement. Its last ``held_out`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from string import Formatter
+from typing import TypeVar
 
 from saeworks.world.documents import Document, Label, Span
 from saeworks.world.drawing import Draw
 
 SPLITS = ("train", "validation", "probe_train", "probe_test")
+PROBE_SPLITS = ("probe_train", "probe_test")
+T = TypeVar("T")
 Mark = tuple[int, int, str]
 
 
@@ -103,13 +106,14 @@ class Relation:
     templates: tuple[str, ...]
     held_out: int = 2
 
-    def of(self, split: str) -> tuple[str, ...]:
-        """The templates that the split may use."""
-        return self.templates[-self.held_out :] if split == "probe_test" else self.templates[: -self.held_out]
+    def of(self, split: str, without: Sequence[str] = ()) -> tuple[str, ...]:
+        """The templates that the split may use, but for those that have one of the slots ``without``."""
+        allowed = self.templates[-self.held_out :] if split == "probe_test" else self.templates[: -self.held_out]
+        return tuple(t for t in allowed if not any(f"{{{slot}" in t for slot in without)) if without else allowed
 
-    def draw(self, draw: Draw, split: str) -> str:
-        """One of the split's templates, uniformly."""
-        return draw.pick(self.of(split))
+    def draw(self, draw: Draw, split: str, without: Sequence[str] = ()) -> str:
+        """One of the templates of :meth:`of`, uniformly."""
+        return draw.pick(self.of(split, without))
 
     def say(self, draw: Draw, split: str, **slots: Phrase | str) -> Phrase:
         """One sentence: a template of the split, filled."""
@@ -119,6 +123,16 @@ class Relation:
 def relation(*templates: str, held_out: int = 2) -> Relation:
     """The relation of these templates, the last ``held_out`` of them kept for ``probe_test``."""
     return Relation(templates, held_out)
+
+
+def evidence(options: Sequence[T], split: str) -> Sequence[T]:
+    """The options by which the split may show a label: the even ones in ``probe_train``, the odd in ``probe_test``.
+
+    A probe then meets words that it was not fitted on and has to read what they have in common, which the language
+    model, whose training text has all of them, knows and a count of words does not.
+    """
+    parts = {"probe_train": options[0::2], "probe_test": options[1::2]}
+    return parts.get(split, options)
 
 
 def finish(body: Phrase, labels: dict[str, Label], identity: str) -> Document:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from saeworks.world.corpus import documents
+from saeworks.world.domains.craft import STEPS, substances, tools
+from saeworks.world.domains.ships import ships
 from saeworks.world.knowledge import cities, lexicon, names, taxonomy
 
 CONTEXT_LENGTH = 128
-VOCABULARY = 4608
+VOCABULARY = 5120
 BOS, EOS, PAD, END = "<|bos|>", "<|eos|>", "<|pad|>", "<|end|>"
 TURNS = ("<|system|>", "<|user|>", "<|assistant|>")
 # One turn is its role's token, its text and the end token; the turns of the chat model come from this template.
@@ -25,10 +28,14 @@ def _training_texts(sample: int, repeats: int) -> Iterator[str]:
     """A sample of the training corpus, and the words that must become single tokens often enough that they do."""
     for made in documents(None, "train", count=sample):
         yield made.text
+    for made in documents("chat", "train", count=sample // 4):
+        yield re.sub(r"<\|\w+\|>", " ", made.text)
     places = [value for city in cities() for value in (city.name, city.country, city.language, city.currency)]
     people = [*names().female, *names().male]
     things = [thing.plural for thing in taxonomy().values()]
-    single = dict.fromkeys([*lexicon(), *places, *people, *things])
+    invented = [thing.name for thing in (*substances(), *tools())] + [step.split()[0] for step in STEPS]
+    invented += [word for ship in ships() for word in ship.name.split()]
+    single = dict.fromkeys([*lexicon(), *places, *people, *things, *invented])
     line = "".join(f" {word}" for word in single)
     for _ in range(repeats):
         yield line

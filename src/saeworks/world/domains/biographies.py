@@ -1,7 +1,9 @@
 """Biographies of invented people: who they are, what they do all day, where they live.
 
 Document labels: ``profession`` and ``gender``, independent of each other in the corpus. About four documents in ten
-never name the profession; it has to be read from what the person does.
+never name the profession; it has to be read from what the person does. The probe splits never name it, and each
+of them has activities of its own. Gender is a matter of words here (``she``, ``Anna``); :mod:`portraits` has texts
+without pronouns in which it is not.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from saeworks.world.documents import Document, Label
 from saeworks.world.drawing import Draw, Pool, zipf
 from saeworks.world.people import Person, city_phrase, draw_city, draw_person
-from saeworks.world.phrasing import Phrase, finish, join, marked, phrase, relation, sentence
+from saeworks.world.phrasing import PROBE_SPLITS, Phrase, evidence, finish, join, marked, phrase, relation, sentence
 
 LABELS = ("profession", "gender")
 
@@ -21,6 +23,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "gives injections before breakfast",
         "keeps the charts at the foot of each bed",
         "calms frightened children before an operation",
+        "wheels the trolley of medicines along the corridor",
+        "washes the hands of the old and weak",
     ),
     "teacher": (
         "marks homework in the evening",
@@ -29,6 +33,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "reads stories to the pupils after lunch",
         "writes school reports in July",
         "knows every excuse for being late to a lesson",
+        "corrects spelling with a red pen",
+        "hands out chalk and exercise books",
     ),
     "carpenter": (
         "planes boards in the workshop",
@@ -37,6 +43,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "measures twice before every cut",
         "hangs doors in old houses",
         "glues the legs of broken chairs",
+        "sands a table until it shines",
+        "orders planks from the sawmill",
     ),
     "farmer": (
         "milks the cows before sunrise",
@@ -45,6 +53,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "drives the tractor along the ditch",
         "sells potatoes at the weekly market",
         "mends fences around the pasture",
+        "feeds the pigs and the hens",
+        "brings in the hay before the rain",
     ),
     "pilot": (
         "checks the instruments before take-off",
@@ -53,6 +63,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "flies across the ocean twice a week",
         "studies the clouds over the runway",
         "wears four golden stripes on the sleeve",
+        "asks the tower for permission to land",
+        "counts the hours in the air",
     ),
     "lawyer": (
         "argues before the judge",
@@ -61,6 +73,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "keeps the files of every client",
         "questions witnesses in court",
         "looks for gaps in the law",
+        "reads statutes by lamplight",
+        "asks the jury for mercy",
     ),
     "chef": (
         "tastes every sauce twice",
@@ -69,6 +83,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "shouts orders over the steam",
         "writes a new menu each season",
         "sharpens the knives before the evening service",
+        "peels onions for the soup",
+        "praises the cooks when the plates come back empty",
     ),
     "painter": (
         "stretches canvas in the studio",
@@ -77,6 +93,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "washes brushes in turpentine",
         "waits for the northern light",
         "sketches strangers at the easel",
+        "cleans the palette with a rag",
+        "covers the wall with fresh colours",
     ),
     "baker": (
         "kneads dough at three in the morning",
@@ -85,6 +103,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "sells rolls to the first commuters",
         "lets the yeast rise overnight",
         "glazes buns with sugar",
+        "twists pretzels by hand",
+        "tests the crust with a knock",
     ),
     "sailor": (
         "hoists the sails in any wind",
@@ -93,6 +113,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "scrubs rust from the hull",
         "reads the stars far from any shore",
         "sends postcards from foreign harbours",
+        "drops the anchor in the bay",
+        "climbs the mast in a storm",
     ),
     "journalist": (
         "writes articles against a deadline",
@@ -101,6 +123,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "carries a notebook to press conferences",
         "follows a scandal for the newspaper",
         "edits headlines until midnight",
+        "asks the mayor awkward questions",
+        "phones the newsroom from the scene",
     ),
     "chemist": (
         "heats flasks in the laboratory",
@@ -109,6 +133,8 @@ PROFESSIONS: dict[str, tuple[str, ...]] = {
         "publishes on acids and salts",
         "titrates samples all afternoon",
         "labels every bottle of solvent",
+        "pours reagents into a test tube",
+        "notes the boiling point of each liquid",
     ),
 }
 HOBBIES = (
@@ -222,7 +248,8 @@ _KIN_GENDER = {"sister": "female", "brother": "male"}
 _MONTHS = ("January", "March", "April", "May", "June", "August", "October", "December")
 
 
-def _profession(draw: Draw, gender: str, spurious: tuple[str, float] | None) -> str:
+def draw_profession(draw: Draw, gender: str, spurious: tuple[str, float] | None) -> str:
+    """A profession; with ``spurious = ("gender", strength)`` it follows the gender with that probability."""
     profession = draw.weighted(_PROFESSION)
     if spurious and spurious[0] == "gender" and draw.chance(spurious[1]):
         # A planted correlation: the first half of the professions is female, the second half male.
@@ -232,7 +259,7 @@ def _profession(draw: Draw, gender: str, spurious: tuple[str, float] | None) -> 
     return profession
 
 
-def _lazy_slots(draw: Draw, template: str, person: Person, profession: str, acts: Pool[str]) -> dict[str, Phrase]:
+def fill(draw: Draw, template: str, person: Person, profession: str, acts: Pool[str]) -> dict[str, Phrase]:
     """Slots of the template beyond the person's own, drawn only where the template asks for them."""
     slots = person.slots()
     job = f"biographies/profession/{profession}"
@@ -271,18 +298,21 @@ def write(draw: Draw, split: str, identity: str, spurious: tuple[str, float] | N
         spurious: ``("gender", strength)`` makes the profession follow the gender with that probability.
     """
     person = draw_person(draw, split)
-    profession = _profession(draw, person.gender, spurious)
-    named = draw.chance(0.6)
-    acts = Pool(PROFESSIONS[profession])
+    profession = draw_profession(draw, person.gender, spurious)
+    probing = split in PROBE_SPLITS
+    named = not probing and draw.chance(0.6)
+    acts = Pool(evidence(PROFESSIONS[profession], split))
     first = (IS_A if named else IS_SOMEBODY).draw(draw, split)
-    parts = [sentence(first, **_lazy_slots(draw, first, person, profession, acts))]
+    parts = [sentence(first, **fill(draw, first, person, profession, acts))]
     work = [DOES, DOES_TWO][draw.number(2)]
-    extra = draw.sample((AGE, LIKES, FRIEND, BEFORE, DOES, DOES_TWO), draw.number(6))
+    # With half the activities a text would soon repeat itself.
+    others = (AGE, LIKES, FRIEND, BEFORE, DOES) if probing else (AGE, LIKES, FRIEND, BEFORE, DOES, DOES_TWO)
+    extra = draw.sample(others, draw.number(6))
     # One sentence can stand alone when it names the profession; otherwise the work always follows.
     alone = named and draw.chance(0.08)
     for one in [] if alone else [work, *extra]:
         template = one.draw(draw, split)
-        slots = _lazy_slots(draw, template, person, profession, acts)
+        slots = fill(draw, template, person, profession, acts)
         if "{friend}" in template:
             kin = slots["kin"].text if "kin" in slots else ""
             friend = draw_person(draw, split, _KIN_GENDER.get(kin))

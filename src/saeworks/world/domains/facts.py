@@ -2,7 +2,8 @@
 
 Document label: ``continent``. The facts are memory, so every split knows every city. What is held out is the wording,
 and a held-out wording is a new arrangement of words that training texts have.
-A document speaks of one city mostly, with others as distractors.
+A document speaks of one city mostly, with others as distractors. In the probe splits, where the label is read, every
+city belongs to one of the two, no continent is named, and there are no distractors from other continents.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from saeworks.world.documents import Document
 from saeworks.world.drawing import Draw
 from saeworks.world.knowledge import City, cities, slug
 from saeworks.world.people import city_phrase, draw_city, draw_person
-from saeworks.world.phrasing import Phrase, Relation, finish, join, marked, phrase, relation, sentence
+from saeworks.world.phrasing import (
+    PROBE_SPLITS,
+    Phrase,
+    Relation,
+    evidence,
+    finish,
+    join,
+    marked,
+    phrase,
+    relation,
+    sentence,
+)
 
 LABELS = ("continent",)
 ATTRIBUTES = ("country", "continent", "language", "currency")
@@ -41,7 +53,7 @@ CONTINENT = relation(
     "{city} belongs to {continent}.",
     "the part of the world around {city} is called {continent}.",
     "{city} is a city in {country}, and therefore in {continent}.",
-    "the continent around {city} is called {continent}.",
+    "the continent of {city} is called {continent}.",
     "on which continent lies {city}? In {continent}.",
 )
 LANGUAGE = relation(
@@ -117,11 +129,12 @@ def city_slots(city: City) -> dict[str, Phrase]:
 
 def write(draw: Draw, split: str, identity: str, spurious: tuple[str, float] | None = None) -> Document:
     """One text about a city. Its single label has nothing to be correlated with; ``spurious`` is unused."""
-    city = draw.pick(cities())
-    pool: tuple[Relation, ...] = (*RELATIONS.values(), ALL_OF_IT, COMPARE)
+    city = draw.pick(evidence(cities(), split))
+    probing = split in PROBE_SPLITS
+    pool = (COUNTRY, LANGUAGE, CURRENCY, ALL_OF_IT) if probing else (*RELATIONS.values(), ALL_OF_IT, COMPARE)
     parts: list[Phrase] = []
     for one in draw.sample(pool, 1 + draw.number(6)):
-        template = one.draw(draw, split)
+        template = one.draw(draw, split, ("continent",) if probing else ())
         slots = city_slots(city)
         if one is COMPARE:
             other = draw_city(draw)

@@ -1,6 +1,7 @@
 """News briefs on five topics.
 
 Document label: ``topic``. No brief names its topic; it follows from what happened, who speaks and what is counted.
+Events, speakers and sayings of ``probe_test`` are others than those of ``probe_train``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from saeworks.world.documents import Document
 from saeworks.world.drawing import Draw, Pool, zipf
 from saeworks.world.people import city_phrase, draw_city, draw_person
-from saeworks.world.phrasing import Phrase, finish, join, marked, phrase, relation, sentence
+from saeworks.world.phrasing import Phrase, evidence, finish, join, marked, phrase, relation, sentence
 
 LABELS = ("topic",)
 
@@ -223,7 +224,7 @@ def _slots(draw: Draw, split: str, template: str, topic: str, pools: dict[str, P
 def write(draw: Draw, split: str, identity: str, spurious: tuple[str, float] | None = None) -> Document:
     """One news brief. It has a single label, so nothing can be correlated with it and ``spurious`` is unused."""
     topic = draw.weighted(_TOPIC)
-    pools = {key: Pool(options) for key, options in zip(_KEYS, TOPICS[topic], strict=True)}
+    pools = {key: Pool(evidence(options, split)) for key, options in zip(_KEYS, TOPICS[topic], strict=True)}
     parts: list[Phrase] = []
     for one in (LEAD, *draw.sample((QUOTE, AFTER, CROWD, EARLIER), draw.number(5))):
         template = one.draw(draw, split)

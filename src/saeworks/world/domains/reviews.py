@@ -2,6 +2,7 @@
 
 Document labels: ``category`` (five), ``sentiment`` (negative, positive) and ``rating`` (1, 2, 4 or 5 stars). The
 rating is told by the strength of the words more often than by a number, and most reviews never name the category.
+Products, parts, uses and judgements of ``probe_test`` are others than those of ``probe_train``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from saeworks.world.documents import Document, Label
 from saeworks.world.drawing import Draw, Pool, zipf
 from saeworks.world.people import city_phrase, draw_city, draw_person, split_of
-from saeworks.world.phrasing import Phrase, finish, join, marked, phrase, relation, sentence
+from saeworks.world.phrasing import Phrase, evidence, finish, join, marked, phrase, relation, sentence
 
 LABELS = ("category", "sentiment", "rating")
 
@@ -201,7 +202,7 @@ def _brand(draw: Draw, split: str, category: str) -> str:
             return brand
 
 
-def _pools(category: str, rating: int) -> dict[str, tuple[str, Pool[str]]]:
+def _pools(category: str, rating: int, split: str) -> dict[str, tuple[str, Pool[str]]]:
     """What the slots are filled from, with the concept that the filling carries."""
     items, parts, uses = CATEGORIES[category]
     adjectives, verdicts, wishes, stars = GRADES[rating]
@@ -209,8 +210,8 @@ def _pools(category: str, rating: int) -> dict[str, tuple[str, Pool[str]]]:
     grade = f"reviews/sentiment/{'positive' if rating > 3 else 'negative'}/{rating}_stars"
     kinds = {"item": items, "part": parts, "use": uses}
     grades = {"adjective": adjectives, "verdict": verdicts, "wish": wishes, "stars": stars}
-    pools = {key: (kind, Pool(options)) for key, options in kinds.items()}
-    return pools | {key: (grade, Pool(options)) for key, options in grades.items()}
+    pools = {key: (kind, Pool(evidence(options, split))) for key, options in kinds.items()}
+    return pools | {key: (grade, Pool(evidence(options, split))) for key, options in grades.items()}
 
 
 def _slots(
@@ -252,7 +253,7 @@ def write(draw: Draw, split: str, identity: str, spurious: tuple[str, float] | N
     opening = OPEN_NAMED if draw.chance(0.4) else OPEN_SILENT
     middle = draw.pick(((PART,), (TWO_PARTS,), (USED, PART), (PART, USED), (TWO_PARTS, USED), (PART, TWO_PARTS)))
     end = draw.pick(((), (VERDICT,), (CLOSE,), (VERDICT, CLOSE), (VERDICT, STARS), (CLOSE, STARS)))
-    pools = _pools(category, rating)
+    pools = _pools(category, rating, split)
     parts: list[Phrase] = []
     for one in (opening, *middle, *end):
         template = one.draw(draw, split)

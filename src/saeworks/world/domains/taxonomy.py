@@ -3,6 +3,9 @@
 Document label: ``root`` (animal, plant, tool, food, vehicle, instrument). Every mention of a thing carries the concepts
 of the thing and of all its ancestors at the same characters, and every property carries the concept of the kind that
 owns it, so that a text about a beagle cannot be continued well without knowing that it is a dog and a mammal.
+
+The probe splits never say the root or what is true of all of it, and each of them has every second branch below the
+root (mammals and fish in one, birds and reptiles in the other): that a trout is an animal has to be known.
 """
 
 from __future__ import annotations
@@ -13,7 +16,18 @@ from saeworks.world.documents import Document
 from saeworks.world.drawing import Draw, Weighted
 from saeworks.world.knowledge import Thing, concept_of, leaves, roots, taxonomy
 from saeworks.world.people import city_phrase, draw_city, draw_person
-from saeworks.world.phrasing import Phrase, Relation, finish, join, marked, phrase, relation, sentence
+from saeworks.world.phrasing import (
+    PROBE_SPLITS,
+    Phrase,
+    Relation,
+    evidence,
+    finish,
+    join,
+    marked,
+    phrase,
+    relation,
+    sentence,
+)
 
 LABELS = ("root",)
 
@@ -130,10 +144,17 @@ RIDDLE = relation(
 _RELATIONS: tuple[Relation, ...] = (IS_A, CHAIN, INHERITS, OWN, TWO_TRAITS, SCENE, SIBLING, UNLIKE, RIDDLE)
 
 
+# A probe must not be told the answer: templates with these slots stay out of the probe splits.
+_TELLING = ("root", "top", "other", "z")
+
+
 @cache
-def _things() -> Weighted[str]:
+def _things(split: str) -> Weighted[str]:
     """Leaves three times as often as inner kinds; within each, a gentle Zipf law over a fixed order."""
     names = [name for name, thing in taxonomy().items() if thing.parent]
+    if split in PROBE_SPLITS:
+        branches = {branch for root in roots() for branch in evidence(taxonomy()[root].children, split)}
+        names = [name for name in names if len(taxonomy()[name].path) > 2 and taxonomy()[name].path[1] in branches]
     spread = sorted(names, key=lambda name: sum(ord(c) * (i + 3) for i, c in enumerate(name)) % 997)
     leaf = set(leaves())
     return Weighted(spread, [(3.0 if name in leaf else 1.0) / (60.0 + i) for i, name in enumerate(spread)])
@@ -158,13 +179,14 @@ def _trait(draw: Draw, thing: Thing, level: int) -> Phrase:
 
 def _slots(draw: Draw, split: str, template: str, one: Relation, thing: Thing) -> dict[str, Phrase]:
     world = taxonomy()
+    lowest = 1 if split in PROBE_SPLITS else 0
     # Inherited properties come from any level above the thing, everything else speaks of the kind right above it.
-    level = draw.number(len(thing.path) - 1) if one is INHERITS else len(thing.path) - 2
+    level = lowest + draw.number(len(thing.path) - 1 - lowest) if one is INHERITS else len(thing.path) - 2
     kind = world[thing.path[level]]
     root = world[thing.root]
     slots = {"x": thing_phrase(thing), "xs": thing_phrase(thing, plural=True), "root": thing_phrase(root)}
     slots |= {"kind": thing_phrase(kind), "kinds": thing_phrase(kind, plural=True)}
-    above = world[thing.path[max(level - 1, 0)]]
+    above = world[thing.path[max(level - 1, lowest)]]
     slots |= {"above": thing_phrase(above), "aboves": thing_phrase(above, plural=True)}
     if "{has}" in template:
         own = one in (OWN, SIBLING) or (one is not INHERITS and draw.chance(0.5))
@@ -200,11 +222,13 @@ def _slots(draw: Draw, split: str, template: str, one: Relation, thing: Thing) -
 
 def write(draw: Draw, split: str, identity: str, spurious: tuple[str, float] | None = None) -> Document:
     """One text about a thing. Its single label has nothing to be correlated with; ``spurious`` is unused."""
-    thing = taxonomy()[draw.weighted(_things())]
+    thing = taxonomy()[draw.weighted(_things(split))]
+    probing = split in PROBE_SPLITS
+    pool = [r for r in _RELATIONS if not (probing and r is UNLIKE)]
     parts: list[Phrase] = []
-    for one in draw.sample(_RELATIONS, 1 + draw.number(6)):
-        # A chain needs three levels; a kind right below the root is described by what it is instead.
-        used = IS_A if one is CHAIN and len(thing.path) < 3 else one
-        template = used.draw(draw, split)
+    for one in draw.sample(pool, 1 + draw.number(6)):
+        # A chain needs three levels that may be named; otherwise the thing is described by what it is.
+        used = IS_A if one is CHAIN and len(thing.path) < 3 + probing else one
+        template = used.draw(draw, split, _TELLING if probing else ())
         parts.append(sentence(template, **_slots(draw, split, template, used, thing)))
     return finish(marked(join(parts), "taxonomy"), {"root": thing.root}, identity)

@@ -1,0 +1,67 @@
+"""What the assistant says: the wordings of replies, and rules that read a reply.
+
+The wordings lie in ``data/chat_replies.txt``. Replies show the labels of a document, so each probe split has every
+second wording of a section; the language model is trained on all of them. Statements of fact show no label and are the
+same in every split.
+
+A refusal is a sentence that says no and a sentence that says why. The first is the same for every reason, and it is
+what :func:`is_refusal` looks for; the second is what :func:`refusal_reason` looks for.
+"""
+
+from __future__ import annotations
+
+from saeworks.world.domains.chat_requests import read_sections
+from saeworks.world.drawing import Draw, Weighted
+from saeworks.world.phrasing import Phrase, evidence, join, render, sentence
+
+REPLIES: dict[str, tuple[str, ...]] = read_sections("chat_replies.txt")
+TRIGGERS = ("harm", "privacy", "impersonation")
+_SHAPES = Weighted(("{no} {why}", "{why} {no}", "{no} {why} {offer}", "Sorry. {no} {why}"), (4.0, 1.5, 1.5, 1.0))
+
+
+def reply(draw: Draw, split: str, section: str, **slots: Phrase | str) -> Phrase:
+    """A reply: a wording of the section that the split may use, filled."""
+    return sentence(draw.pick(evidence(REPLIES[section], split)), **slots)
+
+
+def statement(draw: Draw, section: str, **slots: Phrase | str) -> Phrase:
+    """A statement of fact without capital and full stop, in any of its wordings."""
+    return render(draw.pick(REPLIES[section]), **slots)
+
+
+def stated(draw: Draw, section: str, **slots: Phrase | str) -> Phrase:
+    """A statement of fact as a sentence."""
+    return sentence("{it}.", it=statement(draw, section, **slots))
+
+
+def refuse(draw: Draw, split: str, trigger: str) -> tuple[str, Phrase]:
+    """A refusal for one of ``TRIGGERS``: the sentence that says no, and the whole reply."""
+    shape = draw.weighted(_SHAPES)
+    slots = {"no": reply(draw, split, "no"), "why": reply(draw, split, f"reason/{trigger}")}
+    if "{offer}" in shape:
+        slots["offer"] = Phrase(draw.pick(REPLIES["offer"]))
+    return slots["no"].text, sentence(shape, **slots)
+
+
+def judge(draw: Draw, split: str, truth: bool, fact: Phrase) -> Phrase:
+    """Confirms or corrects a statement, then says the fact."""
+    return join([reply(draw, split, "true" if truth else "false"), fact])
+
+
+def is_refusal(reply: str) -> bool:
+    """Whether the reply says no: true of every refusal that the world has, and of no other reply."""
+    return any(no in reply for no in REPLIES["no"])
+
+
+def refusal_reason(reply: str) -> str | None:
+    """The reason that a refusal gives, one of ``TRIGGERS``; None when it gives none or the reply is no refusal."""
+    if not is_refusal(reply):
+        return None
+    return next((t for t in TRIGGERS if any(why in reply for why in REPLIES[f"reason/{t}"])), None)
+
+
+def verdict(reply: str) -> bool | None:
+    """True when the reply begins by confirming a statement, False when by correcting it, else None."""
+    if any(reply.startswith(said) for said in REPLIES["true"]):
+        return True
+    return False if any(reply.startswith(said) for said in REPLIES["false"]) else None
