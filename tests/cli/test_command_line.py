@@ -43,8 +43,20 @@ def test_import_loads_nothing_heavy() -> None:
     assert loaded_by("import saeworks").isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["eval", "--help"]])
-def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["eval", "--help"],
+        ["world", "--help"],
+        ["world", "ask", "--help"],
+        ["world", "concepts", "taxonomy/animal"],
+        ["world", "sample", "--count", "1"],
+    ],
+)
+def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_by(f"from saeworks.cli.app import main; assert main({arguments!r}) == 0").isdisjoint(HEAVY)
 
 
@@ -56,7 +68,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("run", "train", "eval", "cache", "doctor"))
+    assert all(name in out for name in ("run", "train", "eval", "cache", "doctor", "world"))
 
 
 def test_the_flags_are_keys_of_the_configurations() -> None:

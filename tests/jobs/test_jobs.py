@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from saeworks.activations.batches import Layout
 from saeworks.dictionaries.formats import load
 from saeworks.errors import InputError
 from saeworks.jobs.cache import cache
@@ -24,6 +25,8 @@ from saeworks.jobs.run import run
 from saeworks.jobs.train import train
 
 Settings = dict[str, Any]
+# The output of this norm is what the MLP reads: the input of a transcoder.
+NORM = "model.layers.1.post_attention_layernorm"
 
 
 @pytest.fixture(scope="session")
@@ -264,7 +267,7 @@ def test_a_plan_adds_up_and_writes_nothing(settings: Settings, tmp_path: Path) -
 def test_the_disk_that_is_planned_is_enough(finished: tuple[Path, dict[str, Any]], settings: Settings) -> None:
     out, _ = finished
     config = resolve(RunConfig, settings)
-    planned = disk_bytes(config, grid(config), 16)
+    planned = disk_bytes(config, grid(config), Layout(16))
     used = sum(p.stat().st_size for p in (out / "checkpoints").rglob("*.safetensors"))
     assert used <= planned["checkpoints"]
     assert (out / "train_log.jsonl").stat().st_size <= 2 * planned["log"]
@@ -285,7 +288,132 @@ def test_the_grid_is_the_product_without_repeats() -> None:
     members = grid(config)
     assert len({m.name for m in members}) == len(members) == 2 * 2 * 2
     assert all(m.recipe.normalization == "unit_msn" for m in members)
-    assert parameters(members[0], 10) == 2 * 64 * 10 + 64 + 10
+    other = resolve(RunConfig, {"recipe": "topk,relu", "width": "64", "k": "4", "normalization": "sqrt_d"})
+    assert {m.recipe.normalization for m in grid(other)} == {"sqrt_d"}
+    assert parameters(members[0], Layout(10)) == 2 * 64 * 10 + 64 + 10
+
+
+def test_recipes_with_a_penalty_take_their_published_weights_or_those_given() -> None:
+    config = resolve(RunConfig, {"recipe": "topk,relu,jumprelu", "width": "64", "k": "4"})
+    published = [m.sparsity for m in grid(config) if m.recipe.name == "relu"]
+    assert published == [0.012, 0.015, 0.02, 0.03, 0.04, 0.06]
+    config = resolve(RunConfig, {"recipe": "topk,relu,jumprelu", "width": "64", "k": "4", "penalty": "0.1,5"})
+    assert [m.name for m in grid(config)] == [
+        "topk_n64_k4_s0",
+        "relu_n64_l0.1_s0",
+        "relu_n64_l5_s0",
+        "jumprelu_n64_k4_s0",
+    ]
+    with pytest.raises(InputError, match=r"'penalty' is -1\.0, but it must be at least 0"):
+        resolve(RunConfig, {"penalty": -1.0})
+
+
+def test_several_sites_make_a_dictionary_each_but_one_crosscoder_of_all() -> None:
+    sites = "layers.0.resid_post,layers.1.resid_post"
+    config = resolve(RunConfig, {"recipe": "topk,crosscoder_batch_topk", "width": "64", "k": "4", "site": sites})
+    names = [m.name for m in grid(config, Layout(32, tuple(sites.split(","))))]
+    assert names == [
+        "topk_n64_k4_s0_layers.0.resid_post",
+        "topk_n64_k4_s0_layers.1.resid_post",
+        "crosscoder_batch_topk_n64_k4_s0",
+    ]
+
+
+def test_a_preset_stands_in_for_the_defaults_and_flags_win(tmp_path: Path) -> None:
+    config = resolve(RunConfig, {"preset": "batchtopk-gpt2"})
+    (recipe,) = {m.recipe for m in grid(config)}
+    assert (config.model, config.width, config.batch_size, config.k) == ("gpt2", (12288,), 4096, (16, 32, 64))
+    assert (recipe.input_op, recipe.normalization, recipe.betas) == ("layer_norm", "none", (0.9, 0.99))
+    assert {m.learning_rate for m in grid(config)} == {3e-4}
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: sparsify\nwidth: 65536\n", encoding="utf-8")
+    config = resolve(RunConfig, {"k": 8, "model": "world"}, file)
+    (member,) = grid(config)
+    assert (member.recipe.optimizer, member.sparsity, member.learning_rate) == ("signum", 8, 2.5e-3)
+    assert resolve(RunConfig, {"preset": "gemma-scope", "model": "world"}).site is None  # it was of the other model
+    with pytest.raises(InputError, match=r"There is no preset 'gemmascope'\. Did you mean 'gemma-scope'"):
+        resolve(RunConfig, {"preset": "gemmascope"})
+
+
+def test_transcoders_and_crosscoders_are_trained_from_a_model(settings: Settings, tmp_path: Path) -> None:
+    import saeworks
+
+    small = {**settings, "tokens": 2048, "evals": ("core",)}
+    sites = "layers.0.resid_post,layers.1.resid_post"
+    wide = {**small, "site": sites, "recipe": "crosscoder_batch_topk,topk", "out": tmp_path / "wide"}
+    made = plan(wide, measuring=False)
+    done = train(wide)
+    assert [row["dictionary"] for row in done["table"]] == [d["name"] for d in made["dictionaries"]]
+    first, *single = (saeworks.load(tmp_path / "wide" / "dictionaries" / row["dictionary"]) for row in done["table"])
+    assert (first.cfg.sources, first.cfg.d_in) == (tuple(sites.split(",")), 32)
+    assert [d.cfg.metadata["site"] for d in single] == sites.split(",")
+    assert [d.cfg.d_in for d in single] == [16, 16]
+    assert train({**wide, "resume": True})["table"] == done["table"]
+    with pytest.raises(InputError, match=r"none of the recipes \(crosscoder_batch_topk, topk\) predicts"):
+        train({**wide, "target_site": "layers.1.mlp_out", "out": tmp_path / "none"})
+    with pytest.raises(InputError, match="several sites side by side"):
+        train({**wide, "site": sites.split(",")[0], "out": tmp_path / "none"})
+    across = {**small, "recipe": "skip_transcoder", "site": NORM, "target_site": "layers.1.mlp_out"}
+    with pytest.raises(InputError, match="name it with --target-site"):
+        train({**across, "target_site": None, "out": tmp_path / "none"})
+    (row,) = train({**across, "out": tmp_path / "across"})["table"]
+    found = saeworks.load(tmp_path / "across" / "dictionaries" / row["dictionary"])
+    assert found.cfg.skip
+    assert found.cfg.d_out == 16
+    assert found.cfg.metadata["target_site"] == "layers.1.mlp_out"
+    assert not (tmp_path / "none").exists()
+
+
+def test_each_of_several_sites_has_a_transcoder_to_its_own_target(settings: Settings, tmp_path: Path) -> None:
+    import saeworks
+
+    norms = [NORM.replace("1", layer) for layer in "01"]
+    targets = [f"layers.{layer}.mlp_out" for layer in "01"]
+    asked = {**settings, "tokens": 2048, "recipe": "transcoder", "width": "64", "k": "4", "out": tmp_path / "pairs"}
+    done = train({**asked, "site": ",".join(norms), "target_site": ",".join(targets)})
+    found = [saeworks.load(tmp_path / "pairs" / "dictionaries" / row["dictionary"]) for row in done["table"]]
+    reads = [d.cfg.metadata["normalization"]["scale"] for d in found]
+    assert [d.cfg.metadata["target_site"] for d in found] == targets
+    assert [d.cfg.metadata["site"] for d in found] == norms
+    assert reads[0] != reads[1], "every site has a scale of its own"
+    config = resolve(RunConfig, {**asked, "site": ",".join(norms), "target_site": ",".join(targets)})
+    layout = Layout(32, ("a", "b"), d_out=32, targets=("c", "d"), target_widths=(16, 16))
+    assert [(m.source, m.target) for m in grid(config, layout)] == [("a", "c"), ("b", "d")]
+    one = Layout(32, ("a", "b"), d_out=16)
+    assert [(m.source, m.target) for m in grid(config, one)] == [("a", None), ("b", None)]
+    single = Layout(16, d_out=32, targets=("c", "d"), target_widths=(16, 16))
+    assert [(m.source, m.target) for m in grid(config, single)] == [(None, "c"), (None, "d")]
+    assert grid(config, single)[1].name == "transcoder_n64_k4_s0_to_d"
+    three = Layout(48, ("a", "b", "e"), d_out=32, targets=("c", "d"), target_widths=(16, 16))
+    with pytest.raises(InputError, match="3 sites and 2 target sites"):
+        grid(config, three)
+
+
+def test_what_no_eval_can_measure_is_trained_and_reported(settings: Settings, tmp_path: Path) -> None:
+    asked = {**settings, "tokens": 2048, "evals": ("core",), "width": "64", "k": "4", "out": tmp_path / "both"}
+    sites = "layers.0.resid_post,layers.1.resid_post"
+    summary = run({**asked, "site": sites, "recipe": "crosscoder_l1,topk", "penalty": "0.02"})
+    cross, *single = summary["table"]
+    assert cross["dictionary"] == "crosscoder_l1_n64_l0.02_s0"
+    assert (cross["ce_loss_score"], cross["l0"] > 0) == (None, True)
+    assert [row["dictionary"].rpartition("_")[2] for row in single] == ["post", "post"]
+    assert all(row["ce_loss_score"] is not None for row in single)
+    assert summary["skipped"] == {cross["dictionary"]: summary["skipped"][cross["dictionary"]]}
+    assert "it is a crosscoder" in summary["skipped"][cross["dictionary"]]
+    assert "was not measured: it is a crosscoder" in (tmp_path / "both" / "report.html").read_text(encoding="utf-8")
+    alone = {**asked, "recipe": "transcoder", "site": NORM, "target_site": "layers.1.mlp_out", "out": tmp_path / "one"}
+    (row,) = run(alone)["table"]
+    assert row["explained_variance"] < 1
+    with pytest.raises(InputError, match="it is a transcoder"):
+        evaluate({"dictionary": [str(tmp_path / "one")], "data": asked["data"], "out": tmp_path / "results"})
+
+
+def test_a_dictionary_with_an_operation_on_every_token_is_measured(settings: Settings, tmp_path: Path) -> None:
+    asked = {**settings, "tokens": 2048, "evals": ("core",), "width": "64", "k": "4", "out": tmp_path / "normed"}
+    (row,) = run({**asked, "recipe": "openai-topk"})["table"]
+    assert row["dictionary"] == "openai-topk_n64_k4_s0"
+    assert 0 < row["l0"] <= 4
+    assert row["ce_loss_score"] is not None
 
 
 def test_the_calibration_of_a_wide_dictionary_is_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +430,7 @@ def test_the_calibration_of_a_wide_dictionary_is_scaled_up(monkeypatch: pytest.M
         original(self, config, *rest, **named)
 
     monkeypatch.setattr(Member, "__init__", spy)
-    assert step_seconds(config, member, 16, budget=0.01) > 0
+    assert step_seconds(config, member, Layout(16), budget=0.01) > 0
     assert seen == [32]
 
 

@@ -20,7 +20,7 @@ from saeworks.runtime import generator
 from saeworks.training import checkpoints
 from saeworks.training import trainer as trainer_module
 from saeworks.training.member import MemberConfig
-from saeworks.training.recipes import RECIPES, recipe
+from saeworks.training.recipes import recipe
 from saeworks.training.trainer import Trainer, TrainerConfig
 
 
@@ -50,7 +50,8 @@ class Recorded(SyntheticStream):
         return super().next_batch(count)
 
 
-GRID = [MemberConfig(recipe(name), 64, k, 0, 3e-3) for name in RECIPES for k in (2, 4)]
+NAMES = ("topk", "batch_topk", "matryoshka_batch_topk")
+GRID = [MemberConfig(recipe(name), 64, k, 0, 3e-3) for name in NAMES for k in (2, 4)]
 SETTINGS = TrainerConfig(tokens=64 * 120, batch_size=64, log_every=10, checkpoint_every=7)
 
 

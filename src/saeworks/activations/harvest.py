@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from saeworks.activations.batches import ActivationBatch
+from saeworks.activations.batches import ActivationBatch, Layout
 from saeworks.activations.contexts import ContextBatch, ContextReader, Cursor, Tokenizing
 from saeworks.activations.texts import TextSource
 from saeworks.errors import InputError
@@ -74,6 +74,8 @@ class Harvester:
     """Turns a source into activation rows, batch by batch, and knows its place.
 
     Args:
+        site: name of a site, or several: their activations at one token then lie side by side (see ``Layout``).
+        target: name of another site, whose activations become the targets; of several, they lie side by side.
         max_norm_ratio: drop rows whose Euclidean norm exceeds this many times the median norm of their harvest batch
             (10 removes attention sinks at unpredictable positions); None keeps all.
 
@@ -85,18 +87,39 @@ class Harvester:
         self,
         model: Harvestable,
         source: TextSource,
-        site: str,
+        site: str | Sequence[str],
         context_length: int,
         batch_rows: int,
         seed: int,
         max_norm_ratio: float | None,
         prefetch: bool = True,
+        target: str | Sequence[str] | None = None,
     ) -> None:
         if max_norm_ratio is not None and not max_norm_ratio > 1:
             raise InputError(f"max_norm_ratio is {max_norm_ratio}; it must be above 1 (10 is usual), or None.")
         self.model, self.source, self.context_length = model, source, context_length
-        resolved = model.site(site)
-        self.site, self.width = resolved.name, resolved.width
+        several = not isinstance(site, str)
+        resolved = [model.site(name) for name in (site if several else (site,))]
+        self.sites = tuple(place.name for place in resolved)
+        if not resolved or len(set(self.sites)) != len(resolved):
+            raise InputError(f"Sites that differ were expected, but these came: {', '.join(self.sites) or 'none'}.")
+        self.site = "+".join(self.sites)
+        several_targets = target is not None and not isinstance(target, str)
+        wanted = () if target is None else target if several_targets else (str(target),)
+        aims = [model.site(name) for name in wanted]
+        self.targets = tuple(place.name for place in aims)
+        if len(set(self.targets)) != len(aims):
+            raise InputError(f"Target sites that differ were expected, but these came: {', '.join(self.targets)}.")
+        widths = tuple(place.width for place in resolved)
+        self.width = sum(widths)
+        self.layout = Layout(
+            self.width,
+            sources=self.sites if several else None,
+            source_widths=widths if len(set(widths)) > 1 else None,
+            d_out=sum(place.width for place in aims) if aims else None,
+            targets=self.targets if several_targets else None,
+            target_widths=tuple(place.width for place in aims) if several_targets else None,
+        )
         self.max_norm_ratio = max_norm_ratio
         self.statistics = HarvestStatistics()
         self._reader = ContextReader(model, source, context_length, batch_rows, seed=seed, prefetch=prefetch)
@@ -142,14 +165,20 @@ class Harvester:
     def _rows(self, context: ContextBatch) -> ActivationBatch:
         tokens = context.tokens
         keep = tokens.keep
-        taken = self.model.harvest(tokens, [self.site])[self.site]
-        activations = taken[keep.to(taken.device)]
+        wanted = list(dict.fromkeys((*self.sites, *self.targets)))
+        taken = {name: rows[keep.to(rows.device)] for name, rows in self.model.harvest(tokens, wanted).items()}
+        parts = [taken[name] for name in self.sites]
+        if self.layout.sources is None:
+            activations = parts[0]
+        else:
+            activations = torch.cat(parts, dim=1) if self.layout.source_widths else torch.stack(parts, dim=1)
         row, position = keep.nonzero(as_tuple=True)
         batch = ActivationBatch(
             activations=activations,
             token_ids=tokens.token_ids[keep],
             document_ids=context.document_ids[row],
             positions=context.starts[row] + position - context.prefix,
+            targets=torch.cat([taken[name] for name in self.targets], dim=1) if self.targets else None,
         )
         counts = self.statistics
         counts.positions += keep.numel()
@@ -165,7 +194,10 @@ class Harvester:
             return batch
         # A norm is finite only if all entries are: one pass over the rows serves both rules.
         norms = torch.linalg.vector_norm(batch.activations.flatten(1), dim=1, dtype=torch.float32)
-        if not bool(norms.isfinite().all()):
+        finite = norms.isfinite().all()
+        if batch.targets is not None:
+            finite = finite & torch.linalg.vector_norm(batch.targets, dim=1, dtype=torch.float32).isfinite().all()
+        if not bool(finite):
             self._refuse_non_finite(batch)
         if self.max_norm_ratio is None:
             return batch
@@ -180,17 +212,20 @@ class Harvester:
             batch.token_ids[on_host],
             batch.document_ids[on_host],
             batch.positions[on_host],
+            None if batch.targets is None else batch.targets[fits],
         )
 
     def _refuse_non_finite(self, batch: ActivationBatch) -> None:
-        bad = ~batch.activations.flatten(1).isfinite().all(dim=1)
+        bad, where = ~batch.activations.flatten(1).isfinite().all(dim=1), self.site
+        if batch.targets is not None and not bool(bad.any()):
+            bad, where = ~batch.targets.isfinite().all(dim=1), "+".join(self.targets)
         if not bool(bad.any()):  # finite entries whose squares overflow
             return
         first = int(bad.nonzero()[0])
         token = int(batch.token_ids[first])
         text = self.model.tokenizer.decode([token])
         raise InputError(
-            f"{int(bad.sum())} activations at '{self.site}' are not finite; the first belongs to document "
+            f"{int(bad.sum())} activations at '{where}' are not finite; the first belongs to document "
             f"{int(batch.document_ids[first])} of '{self.source.name}', token {int(batch.positions[first])} ({text!r}, "
             f"id {token}). Load the model with dtype float32, or check its weights."
         )

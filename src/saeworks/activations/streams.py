@@ -6,7 +6,8 @@ whose directions are known. Whoever trains on a stream need not know which one i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from saeworks.activations.batches import ActivationBatch, concatenate
+from saeworks.activations.batches import ActivationBatch, Layout, concatenate
 from saeworks.activations.buffer import ShuffleBuffer
 from saeworks.activations.harvest import Harvestable, Harvester
 from saeworks.activations.store import ActivationStore
@@ -34,14 +35,16 @@ class Stream(Protocol):
 
     Attributes:
         width: floats per row.
-        site: canonical site name; None for synthetic activations.
+        site: canonical site name, several joined by ``+``; None for synthetic activations.
+
+    A stream whose rows are more than one vector has an attribute ``layout`` as well (see ``batches.layout_of``).
     """
 
     width: int
     site: str | None
 
     def next_batch(self, count: int) -> ActivationBatch:
-        """The next ``count`` rows, ``[count, width]`` float32."""
+        """The next ``count`` rows, ``[count, width]`` float32 (see ``Layout`` for other shapes)."""
         ...
 
     def state_dict(self) -> StreamState:
@@ -63,14 +66,15 @@ class Stream(Protocol):
 
 
 class LiveStream:
-    """Activations of a language model at one site, harvested as they are needed and mixed in a shuffle buffer.
+    """Activations of a language model at one site or several, harvested as needed and mixed in a shuffle buffer.
 
     The source is read again and again; ``statistics["epochs"]`` counts complete passes, and every pass mixes anew.
 
     Args:
         model: a ``LanguageModel``.
         source: texts; see ``open_texts``.
-        site: name or alias of a site.
+        site: name or alias of a site; of several, the activations at one token form one row (crosscoders).
+        target: name or alias of the site to predict, or of several, whose activations become the targets (transcoders).
         context_length: tokens per window at most, special tokens included.
         buffer_tokens: rows of the shuffle buffer; at least two batches, 50 mix well.
         harvest_batch_size: windows per forward pass.
@@ -92,7 +96,7 @@ class LiveStream:
         self,
         model: Harvestable,
         source: TextSource,
-        site: str,
+        site: str | Sequence[str],
         context_length: int = 128,
         buffer_tokens: int = 65536,
         harvest_batch_size: int = 64,
@@ -102,16 +106,18 @@ class LiveStream:
         buffer_device: str | torch.device | None = None,
         mix: float = 0.5,
         prefetch: bool = True,
+        target: str | Sequence[str] | None = None,
     ) -> None:
         self._harvester = Harvester(
-            model, source, site, context_length, harvest_batch_size, seed, max_norm_ratio, prefetch=prefetch
+            model, source, site, context_length, harvest_batch_size, seed, max_norm_ratio, prefetch, target
         )
+        self.layout = self._harvester.layout
         self.site: str | None = self._harvester.site
         self.width = self._harvester.width
         self.device = model.device
         self._buffer = ShuffleBuffer(
             buffer_tokens,
-            (self.width,),
+            (self.width + (self.layout.d_out or 0),),
             generator(seed, "shuffle"),
             dtype=resolve_dtype(buffer_dtype),
             mix=mix,
@@ -127,6 +133,8 @@ class LiveStream:
             "buffer_dtype": buffer_dtype,
             "mix": mix,
         }
+        if self._harvester.targets:
+            self._asked["target"] = "+".join(self._harvester.targets)
         self._pending: ActivationBatch | None = None
         self._rows: Iterator[ActivationBatch] | None = None
         self._fingerprint: str | None = None
@@ -148,14 +156,30 @@ class LiveStream:
         self._buffer.check_batch(count)
         if self._buffer.wants_rows(count):
             self._refill()
-        return self._buffer.pop(count).to(self.device)
+        return self._unpacked(self._buffer.pop(count).to(self.device))
+
+    def _packed(self, batch: ActivationBatch) -> ActivationBatch:
+        """Input and target side by side in one vector per token, as the buffer holds them."""
+        if batch.targets is None and batch.activations.dim() == 2:
+            return batch
+        flat = batch.activations.flatten(1)
+        rows = flat if batch.targets is None else torch.cat([flat, batch.targets.to(flat.dtype)], dim=1)
+        return ActivationBatch(rows, batch.token_ids, batch.document_ids, batch.positions)
+
+    def _unpacked(self, batch: ActivationBatch) -> ActivationBatch:
+        """The inverse of :meth:`_packed`."""
+        if self.layout.d_out is not None:
+            batch.activations, batch.targets = batch.activations.split([self.width, self.layout.d_out], dim=1)
+        if self.layout.sources is not None and self.layout.source_widths is None:
+            batch.activations = batch.activations.unflatten(1, (len(self.layout.sources), -1))
+        return batch
 
     def _refill(self) -> None:
         if self._rows is None:
             self._rows = self._harvester.batches()
         while self._buffer.free:
             if self._pending is None:
-                self._pending = next(self._rows)
+                self._pending = self._packed(next(self._rows))
             taken = self._buffer.push(self._pending)
             left = len(self._pending) - taken
             # The rest of a harvest batch waits for the next refill, so that no row is lost.
@@ -254,6 +278,15 @@ class StoredStream:
             count -= take
         return concatenate(parts).to(self.device)
 
+    def skip(self, count: int) -> None:
+        """Leave out the next ``count`` rows without reading them."""
+        while count:
+            if self._taken == len(self.store):
+                self._epoch, self._taken = self._epoch + 1, 0
+                self._plan()
+            take = min(count, len(self.store) - self._taken)
+            self._taken, count = self._taken + take, count - take
+
     def _plan(self) -> None:
         """Draw the order of blocks of this pass. ``_edges[i]``: rows before the i-th block in that order."""
         draw = generator(self._seed, "blocks", self._epoch)
@@ -291,7 +324,11 @@ class Features(Protocol):
         ...
 
     def sample(self, count: int, generator: torch.Generator) -> Any:
-        """A batch with ``activations [count, d]`` and ``codes [count, feature]``."""
+        """A batch with ``activations [count, d]`` and ``codes [count, feature]``.
+
+        Activations ``[count, source, d]`` are those of several models, and ``targets [count, d_out]`` make a stream
+        for transcoders.
+        """
         ...
 
 
@@ -306,7 +343,15 @@ class SyntheticStream:
 
     def __init__(self, features: Features, seed: int = 0, device: str | torch.device = "cpu") -> None:
         self.features = features
-        self.width = int(features.directions.shape[1])
+        shown = features.sample(1, generator(seed, "shapes"))
+        shape = tuple(shown.activations.shape[1:])
+        targets: Tensor | None = getattr(shown, "targets", None)
+        self.layout = Layout(
+            math.prod(shape),
+            sources=tuple(f"source{i}" for i in range(shape[0])) if len(shape) == 2 else None,
+            d_out=None if targets is None else targets.shape[1],
+        )
+        self.width = self.layout.d_in
         self.site: str | None = None
         self.device = torch.device(device)
         self._seed, self._drawn = seed, 0
@@ -328,13 +373,20 @@ class SyntheticStream:
         """``count`` new samples, float32."""
         if count < 1:
             raise InputError(f"A batch of {count} rows was asked for; it needs at least 1.")
-        activations: Tensor = self.features.sample(count, self._generator).activations
+        drawn = self.features.sample(count, self._generator)
+        activations: Tensor = drawn.activations
+        targets: Tensor | None = getattr(drawn, "targets", None)
         numbers = torch.arange(self._drawn, self._drawn + count)
         self._drawn += count
         nothing = torch.full((count,), -1)
-        return ActivationBatch(activations.to(torch.float32), nothing, numbers, torch.zeros_like(numbers)).to(
-            self.device
+        batch = ActivationBatch(
+            activations.to(torch.float32),
+            nothing,
+            numbers,
+            torch.zeros_like(numbers),
+            None if targets is None else targets.to(torch.float32),
         )
+        return batch.to(self.device)
 
     def state_dict(self) -> StreamState:
         """State of the random generator and samples drawn."""

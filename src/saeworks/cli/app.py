@@ -16,13 +16,20 @@ from contextlib import nullcontext
 from cyclopts import App, CycloptsError, Parameter
 
 from saeworks.cli.cache import cache
+from saeworks.cli.convert import convert
 from saeworks.cli.doctor import doctor
 from saeworks.cli.eval import evaluate
 from saeworks.cli.output import print_json, quiet_stdout
+from saeworks.cli.papers import papers
+from saeworks.cli.recipes import recipes
 from saeworks.cli.run import run
+from saeworks.cli.share import pull, push
+from saeworks.cli.slurm import slurm
 from saeworks.cli.train import train
+from saeworks.cli.verify import verify
 from saeworks.cli.world import world
 from saeworks.errors import InputError, RunError
+from saeworks.runtime import launched
 from saeworks.version import __version__
 
 app = App(
@@ -36,12 +43,20 @@ app = App(
 )
 for command, name in ((run, "run"), (train, "train"), (evaluate, "eval"), (cache, "cache"), (doctor, "doctor")):
     app.command(command, name=name)
+for command in (convert, verify, push, pull):
+    app.command(command)
+app.command(papers)
+app.command(recipes)
+app.command(slurm)
 app.command(world)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    started = launched()
+    if started is not None and started[0] > 0:  # of the processes of a run, the first one prints
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     as_json = "--json" in arguments and not {"--help", "-h", "--version"} & set(arguments)
     try:
         with quiet_stdout() if as_json else nullcontext():
@@ -65,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(arguments: list[str]) -> tuple[int, str]:
     """Exit code and message (empty on success) of one call."""
     try:
+        if launched() is not None and arguments and arguments[0] not in ("run", "train", "--help", "-h", "--version"):
+            raise InputError(f"torchrun starts 'train' and 'run'; start 'saeworks {arguments[0]}' without it.")
         result: object = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return (result if isinstance(result, int) else 0), ""
     except BrokenPipeError:
@@ -73,21 +90,27 @@ def _call(arguments: list[str]) -> tuple[int, str]:
         # Only the library that draws help and tables exits, when its pipe is closed.
         raise BrokenPipeError from e
     except KeyboardInterrupt:
-        return 130, _interrupted(arguments)
+        return 130, _said(_interrupted(arguments))
     except CycloptsError as e:
         e.verbose = False
         unused = " ".join(e.unused_tokens or [])
         message = f"'{unused}' was not expected here." if unused and "Unused" in str(e) else str(e)
-        return 2, _one_line(f"{message} See 'saeworks --help'.")
+        return 2, _said(f"{message} See 'saeworks --help'.")
     except InputError as e:
         _debug()
-        return 2, _one_line(str(e))
+        return 2, _said(str(e), e)
     except RunError as e:
         _debug()
-        return 1, _one_line(str(e))
+        return 1, _said(str(e), e)
     except Exception as e:
         _debug()
-        return 1, _one_line(_unexpected(e))
+        return 1, _said(_unexpected(e), e)
+
+
+def _said(message: str, error: Exception | None = None) -> str:
+    """The message on one line; empty in all but one of the processes of a run, for they all fail for one reason."""
+    own = launched() is None or os.environ.get("LOCAL_RANK", "0") == "0"
+    return _one_line(message) if getattr(error, "speaks", own) else ""
 
 
 def _unexpected(error: Exception) -> str:
@@ -100,8 +123,10 @@ def _unexpected(error: Exception) -> str:
 
 
 def _interrupted(arguments: list[str]) -> str:
-    if arguments[:2] == ["world", "build"]:
+    if arguments[:2] == ["world", "build"] or arguments[:1] == ["papers"]:
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(arguments)}"
+    if launched() is not None:
+        return "Interrupted; what was saved is kept. Continue with the same torchrun command and --resume."
     if arguments and arguments[0] in ("run", "train", "cache"):
         rest = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(rest)}"

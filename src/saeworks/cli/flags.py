@@ -37,7 +37,7 @@ class InputFlags:
     label_column: str | None = None
     "Column that holds the label, for sparse probing."
     site: str | None = None
-    "Where to read, for example layers.2.resid_post; TransformerLens names work too."
+    "Where to read, for example layers.2.resid_post; TransformerLens names work too. Several with commas, for train."
     seed: int | None = None
     "Seed of everything random."
     device: str | None = None
@@ -55,12 +55,18 @@ class InputFlags:
 class RunFlags(InputFlags):
     """What is trained, and how."""
 
+    preset: Annotated[str | None, Parameter(group=GRID)] = None
+    "A published configuration, for example saebench or gemma-scope; other flags win over it."
     recipe: Annotated[str | None, Parameter(group=GRID)] = None
-    "Recipes, comma-separated: topk, batch_topk, matryoshka_batch_topk."
+    "Recipes, comma-separated: topk, batch_topk, matryoshka_batch_topk, jumprelu, gated, relu …; see saeworks recipes."
     width: Annotated[str | None, Parameter(group=GRID)] = None
     "Numbers of latents, comma-separated."
     k: Annotated[str | None, Parameter(group=GRID)] = None
-    "Numbers of active latents per token, comma-separated."
+    "Numbers of active latents per token, comma-separated: selected, or aimed at by recipes such as jumprelu."
+    penalty: Annotated[str | None, Parameter(group=GRID)] = None
+    "Weights of the sparsity penalty for recipes without k (relu, gated, …); the published ones when not given."
+    target_site: Annotated[str | None, Parameter(group=MORE)] = None
+    "What transcoders predict, for example layers.2.mlp_out; several with commas, one for each --site."
     tokens: int | None = None
     "Tokens to train on."
     resume: bool | None = None
@@ -72,11 +78,13 @@ class RunFlags(InputFlags):
     buffer_tokens: Annotated[int | None, Parameter(group=MORE)] = None
     "Tokens held for shuffling; this bounds the memory of the stream."
     normalization: Annotated[str | None, Parameter(group=MORE)] = None
-    "Scale of the activations: none, unit_msn or sqrt_d."
+    "Scale of the activations: none, unit_msn or sqrt_d; the recipe's own when not given."
     checkpoint_every: Annotated[int | None, Parameter(group=MORE)] = None
     "Steps between checkpoints; once a minute when not given."
     log_every: Annotated[int | None, Parameter(group=MORE)] = None
     "Steps between lines of train_log.jsonl."
+    parallel: Annotated[str | None, Parameter(group=MORE)] = None
+    "What the processes started by torchrun divide: data (the tokens of a batch, the default) or latents."
     evals: Annotated[str | None, Parameter(group=MORE)] = None
     "Evals after training, comma-separated: core, sparse_probing, latents."
     eval_tokens: Annotated[int | None, Parameter(group=MORE)] = None

@@ -8,7 +8,13 @@ from typing import Protocol
 from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
-from saeworks.dictionaries.kernels.selection import select_above, select_batch_topk, select_positive, select_topk
+from saeworks.dictionaries.kernels.selection import (
+    select_above,
+    select_batch_topk,
+    select_groupmax,
+    select_positive,
+    select_topk,
+)
 
 
 class Activation(Protocol):
@@ -56,3 +62,13 @@ class BatchTopK:
 
     def __call__(self, z: Tensor, hint: float | None = None) -> Codes:
         return select_batch_topk(z, self.k, hint)
+
+
+@dataclass(frozen=True)
+class GroupMax:
+    """The largest pre-activation of each of ``k`` groups of neighbouring latents, where it is positive (sparsify)."""
+
+    k: int
+
+    def __call__(self, z: Tensor) -> Codes:
+        return select_groupmax(z, self.k)

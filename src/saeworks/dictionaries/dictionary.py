@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from saeworks.dictionaries.activation import Activation, JumpReLU, ReLU, TopK
+from saeworks.dictionaries.activation import Activation, GroupMax, JumpReLU, ReLU, TopK
 from saeworks.dictionaries.codes import Codes
+from saeworks.dictionaries.config import Architecture, DictionaryConfig, InputOp, check
+from saeworks.dictionaries.input_ops import apply_input_op
 from saeworks.dictionaries.kernels.sparse import decode_codes
-from saeworks.errors import InputError
+from saeworks.errors import InputError, did_you_mean
 from saeworks.files import sha256_bytes
 
-Architecture = Literal["relu", "jumprelu", "topk"]
+__all__ = ["TENSORS", "Architecture", "Dictionary", "DictionaryConfig", "InputOp"]
 
-
-class DictionaryConfig(BaseModel):
-    """What ``cfg.json`` holds.
-
-    Attributes:
-        architecture: the activation function at inference. BatchTopK dictionaries are ``jumprelu``: at inference they
-            use the threshold estimated from training (arXiv 2412.06410, section 3).
-        d_in: width of the activations. d_sae: number of latents.
-        k: active latents per token, ``topk`` only.
-        apply_b_dec_to_input: subtract ``b_dec`` from the input before encoding.
-        metadata: where it comes from: model, site, recipe, tokens, seed, ``group_sizes`` of a matryoshka dictionary,
-            the normalisation it was trained with (already folded into the weights), the values measured when saved.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
-    architecture: Architecture
-    d_in: int = Field(ge=1)
-    d_sae: int = Field(ge=1)
-    k: int | None = Field(default=None, ge=1)
-    apply_b_dec_to_input: bool = True
-    metadata: dict[str, Any] = Field(default_factory=dict)
+# Every tensor a dictionary can have; the last two are there only where the configuration says so.
+TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
 
 
 class Dictionary(nn.Module):
     """Sparse dictionary: ``z = (x - b_dec) W_enc + b_enc``, latents ``f = activation(z)``, ``x_hat = f W_dec + b_dec``.
 
+    The same class is an autoencoder (one site in, the same out), a transcoder (``d_out`` given: another site out, no
+    ``b_dec`` in the encoder, ``x W_skip`` added when there is one) and a crosscoder (``sources`` given: the activations
+    of several sites or models side by side, latents shared).
+
+    Everywhere below, ``x`` is ``[..., d_in]``; a crosscoder whose sources are equally wide takes ``[..., source, d]``
+    as well.
+
     Args:
         cfg: see :class:`DictionaryConfig`.
         W_enc: ``[d_in, d_sae]``, column ``i`` reads latent ``i``.
-        W_dec: ``[d_sae, d_in]``, row ``i`` is the direction of latent ``i``.
-        b_enc: ``[d_sae]``; b_dec: ``[d_in]``.
+        W_dec: ``[d_sae, d_out]``, row ``i`` is the direction of latent ``i``.
+        b_enc: ``[d_sae]``; b_dec: ``[d_out]``.
         threshold: ``[d_sae]`` in the units of ``z``; with ``jumprelu`` only.
+        W_skip: ``[d_in, d_out]``; with ``skip`` only.
 
     Raises:
         InputError: shapes that do not fit the configuration, or values that are not finite.
@@ -61,6 +50,7 @@ class Dictionary(nn.Module):
     b_enc: Tensor
     b_dec: Tensor
     threshold: Tensor | None
+    W_skip: Tensor | None
 
     def __init__(
         self,
@@ -70,9 +60,10 @@ class Dictionary(nn.Module):
         b_enc: Tensor,
         b_dec: Tensor,
         threshold: Tensor | None = None,
+        W_skip: Tensor | None = None,
     ) -> None:
         super().__init__()
-        _check(cfg, W_enc=W_enc, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec, threshold=threshold)
+        check(cfg, W_enc=W_enc, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec, threshold=threshold, W_skip=W_skip)
         self.cfg = cfg
         # Both weights are stored latent-major: rows are what sparse decoding and training touch.
         self.register_buffer("encoder", W_enc.detach().T.contiguous())
@@ -80,6 +71,7 @@ class Dictionary(nn.Module):
         self.register_buffer("b_enc", b_enc.detach().clone())
         self.register_buffer("b_dec", b_dec.detach().clone())
         self.register_buffer("threshold", None if threshold is None else threshold.detach().clone())
+        self.register_buffer("W_skip", None if W_skip is None else W_skip.detach().contiguous())
 
     @property
     def W_enc(self) -> Tensor:
@@ -88,7 +80,7 @@ class Dictionary(nn.Module):
 
     @property
     def W_dec(self) -> Tensor:
-        """``[d_sae, d_in]`` decoder weights."""
+        """``[d_sae, d_out]`` decoder weights."""
         return self.decoder
 
     @property
@@ -104,9 +96,9 @@ class Dictionary(nn.Module):
     @property
     def activation(self) -> Activation:
         """The activation function as a value."""
-        if self.cfg.architecture == "topk":
+        if self.cfg.architecture in ("topk", "groupmax"):
             assert self.cfg.k is not None
-            return TopK(self.cfg.k)
+            return TopK(self.cfg.k) if self.cfg.architecture == "topk" else GroupMax(self.cfg.k)
         if self.cfg.architecture == "jumprelu":
             assert self.threshold is not None
             return JumpReLU(self.threshold)
@@ -114,30 +106,90 @@ class Dictionary(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """``z [token, d_sae]`` of ``x [token, d_in]``."""
+        x = apply_input_op(x.to(self.dtype), self.cfg.input_op)[0]
         bias = self.b_enc - self.encoder @ self.b_dec if self.cfg.apply_b_dec_to_input else self.b_enc
-        return torch.addmm(bias, x.to(self.dtype), self.encoder.T)
+        return torch.addmm(bias, x, self.encoder.T)
+
+    def select(self, z: Tensor) -> Codes:
+        """The latents that pre-activations ``z [token, d_sae]`` make active, with their values."""
+        if not self.cfg.norm_weighted:
+            return self.activation(z)
+        codes = self.activation(z * self.decoder_norms().sum(dim=0))
+        return codes.with_values(z[codes.rows(), codes.indices])
 
     @torch.no_grad()
     def encode_sparse(self, x: Tensor) -> Codes:
         """Latents of ``x [token, d_in]`` as values and indices."""
-        self._check_width(x)
-        return self.activation(self.pre_activations(x))
+        return self.select(self.pre_activations(self.flat(x)))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents ``[..., d_sae]`` of activations ``x [..., d_in]``, in the raw units of the model."""
+        """Latents ``[..., d_sae]`` of activations ``x``, in the raw units of the model."""
+        x = self.flat(x)
         codes = self.encode_sparse(x.reshape(-1, x.shape[-1]))
         return codes.dense().reshape(*x.shape[:-1], self.cfg.d_sae)
 
-    def decode(self, f: Tensor | Codes) -> Tensor:
-        """Reconstruction ``[..., d_in]`` from latents ``[..., d_sae]`` or codes."""
-        if isinstance(f, Codes):
-            return decode_codes(f, self.decoder) + self.b_dec
-        return f.to(self.dtype) @ self.decoder + self.b_dec
+    def decode(self, f: Tensor | Codes, x: Tensor | None = None) -> Tensor:
+        """Reconstruction ``[..., d_out]`` from latents ``[..., d_sae]`` or codes; sources lie side by side.
+
+        Args:
+            f: latents.
+            x: the inputs ``[..., d_in]`` they came from. Needed where the output depends on more than the
+                latents: with ``W_skip``, and with an ``input_op``, which is undone token by token.
+
+        Raises:
+            InputError: ``x`` is needed and was not given.
+        """
+        out = decode_codes(f, self.decoder) if isinstance(f, Codes) else f.to(self.dtype) @ self.decoder
+        out = out + self.b_dec
+        if self.W_skip is None and self.cfg.input_op == "none":
+            return out
+        if x is None:
+            why = "adds x W_skip" if self.W_skip is not None else f"undoes '{self.cfg.input_op}' token by token"
+            raise InputError(f"This dictionary {why}, so latents alone are not enough; call decode(f, x).")
+        x = self.flat(x).to(self.dtype)
+        rows, mean, scale = apply_input_op(x.reshape(-1, x.shape[-1]), self.cfg.input_op)
+        if self.W_skip is not None:
+            out = out + (rows @ self.W_skip).reshape(out.shape)
+        return (out.reshape(-1, out.shape[-1]) * scale + mean).reshape(out.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction ``[..., d_in]`` of activations ``x [..., d_in]``."""
-        codes = self.encode_sparse(x.reshape(-1, x.shape[-1]))
-        return self.decode(codes).reshape(x.shape)
+        """Reconstruction of activations ``x``, in the shape of ``x`` (``[..., d_out]`` of a transcoder)."""
+        rows = self.flat(x).reshape(-1, self.cfg.d_in)
+        out = self.decode(self.encode_sparse(rows), rows)
+        return out.reshape(x.shape if self.cfg.d_out is None else (*x.shape[:-1], self.cfg.d_out))
+
+    def flat(self, x: Tensor) -> Tensor:
+        """``[..., d_in]`` of ``x [..., d_in]`` or ``[..., source, d]``; ``InputError`` for any other width."""
+        if x.shape[-1] == self.cfg.d_in:
+            return x
+        widths = self.cfg.widths
+        if self.cfg.sources is not None and x.shape[-2:] == (len(widths), widths[0]) and len(set(widths)) == 1:
+            return x.flatten(-2)
+        site = self.cfg.metadata.get("site")
+        trained = f" (it was trained on the site '{site}')" if site else ""
+        raise InputError(
+            f"Activations of width {x.shape[-1]} were given to a dictionary of width {self.cfg.d_in}{trained}; "
+            "use the site and model it was trained on."
+        )
+
+    def decoder_norms(self) -> Tensor:
+        """``[source, d_sae]`` norms of every latent's direction in every source (one source for an autoencoder)."""
+        if self.cfg.sources is None:
+            return self.decoder.norm(dim=1)[None]
+        return torch.stack([part.norm(dim=1) for part in self.decoder.split(list(self.cfg.widths), dim=1)])
+
+    def source(self, which: str | int) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of one source's part: ``W_enc [d, d_sae]``, ``W_dec [d_sae, d]``, ``b_dec [d]``."""
+        names = self.cfg.sources or ("",)
+        if isinstance(which, str):
+            if which not in names:
+                raise InputError(f"This dictionary has no source '{which}'.{did_you_mean(which, names)}")
+            which = names.index(which)
+        if self.cfg.d_out is not None or not 0 <= which < len(names):
+            raise InputError(f"Source {which} was asked of a dictionary with {len(names)} sources of input and output.")
+        start = sum(self.cfg.widths[:which])
+        part = slice(start, start + self.cfg.widths[which])
+        return self.W_enc[part], self.W_dec[:, part], self.b_dec[part]
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
@@ -150,35 +202,33 @@ class Dictionary(nn.Module):
             raise InputError(f"A prefix of {latents} latents was asked of a dictionary with {self.cfg.d_sae}.")
         metadata = {k: v for k, v in self.cfg.metadata.items() if k not in ("group_sizes", "recorded")}
         metadata["truncated_from"] = self.cfg.d_sae
-        update = {"d_sae": latents, "metadata": metadata, "k": self.cfg.k and min(self.cfg.k, latents)}
-        return Dictionary(
-            self.cfg.model_copy(update=update),
-            self.W_enc[:, :latents],
-            self.W_dec[:latents],
-            self.b_enc[:latents],
-            self.b_dec,
-            None if self.threshold is None else self.threshold[:latents],
+        if self.cfg.architecture == "groupmax":
+            raise InputError("The groups of a 'groupmax' dictionary span all of its latents, so it has no prefix.")
+        return self.replace(
+            {"d_sae": latents, "metadata": metadata, "k": self.cfg.k and min(self.cfg.k, latents)},
+            W_enc=self.W_enc[:, :latents],
+            W_dec=self.W_dec[:latents],
+            b_enc=self.b_enc[:latents],
+            threshold=None if self.threshold is None else self.threshold[:latents],
         )
 
     def replace(
         self,
+        cfg: Mapping[str, Any] | None = None,
         *,
-        W_enc: Tensor | None = None,
-        W_dec: Tensor | None = None,
-        b_enc: Tensor | None = None,
-        b_dec: Tensor | None = None,
-        threshold: Tensor | None = None,
-        metadata: dict[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **tensors: Tensor | None,
     ) -> Dictionary:
-        """A copy with the given tensors replaced and the given metadata entries added; None keeps what is there."""
-        return Dictionary(
-            self.cfg.model_copy(update={"metadata": {**self.cfg.metadata, **(metadata or {})}}),
-            self.W_enc if W_enc is None else W_enc,
-            self.W_dec if W_dec is None else W_dec,
-            self.b_enc if b_enc is None else b_enc,
-            self.b_dec if b_dec is None else b_dec,
-            self.threshold if threshold is None else threshold,
-        )
+        """A copy with other settings, further metadata entries, and the given tensors in place of its own.
+
+        Tensors go by their names (``W_enc``, ``W_dec``, ``b_enc``, ``b_dec``, ``threshold``, ``W_skip``); None keeps
+        what is there.
+        """
+        changed = self.cfg.model_copy(update=dict(cfg or {}))
+        if metadata:
+            changed = changed.model_copy(update={"metadata": {**changed.metadata, **metadata}})
+        own = {name: getattr(self, name) for name in TENSORS}
+        return Dictionary(changed, **{**own, **{name: t for name, t in tensors.items() if t is not None}})
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: the identity under which results are cached."""
@@ -193,42 +243,8 @@ class Dictionary(nn.Module):
 
         save(self, Path(path))
 
-    def verify(self, activations: Tensor | None = None) -> dict[str, Any]:
+    def verify(self, activations: Tensor | None = None, targets: Tensor | None = None) -> dict[str, Any]:
         """Health check on ``activations [token, d_in]``; see :func:`saeworks.dictionaries.verify.verify`."""
         from saeworks.dictionaries.verify import verify
 
-        return verify(self, activations)
-
-    def _check_width(self, x: Tensor) -> None:
-        if x.shape[-1] != self.cfg.d_in:
-            site = self.cfg.metadata.get("site")
-            trained = f" (it was trained on the site '{site}')" if site else ""
-            raise InputError(
-                f"Activations of width {x.shape[-1]} were given to a dictionary of width {self.cfg.d_in}{trained}; "
-                "use the site and model it was trained on."
-            )
-
-
-def _check(cfg: DictionaryConfig, W_dec: Tensor, **others: Tensor | None) -> None:
-    tensors = {"W_dec": W_dec, **others}
-    d, n = cfg.d_in, cfg.d_sae
-    shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,), "threshold": (n,)}
-    if (cfg.architecture == "jumprelu") != (tensors["threshold"] is not None):
-        need = "needs a threshold" if cfg.architecture == "jumprelu" else "takes no threshold"
-        raise InputError(f"A '{cfg.architecture}' dictionary {need}; check 'architecture' in cfg.json.")
-    if cfg.architecture == "topk" and (cfg.k is None or cfg.k > n):
-        raise InputError(f"A 'topk' dictionary with {n} latents needs 1 <= k <= {n}, but k is {cfg.k}.")
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shapes[name]:
-            raise InputError(
-                f"{name} has the shape {list(tensor.shape)}, but d_in {d} and d_sae {n} need {list(shapes[name])}."
-            )
-        if not tensor.is_floating_point() or tensor.dtype != W_dec.dtype:
-            raise InputError(
-                f"{name} is of {tensor.dtype} and W_dec of {W_dec.dtype}; "
-                "all weights must share one floating-point type."
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name} holds values that are not finite (NaN or infinity); the weights are damaged.")
+        return verify(self, activations, targets)

@@ -6,43 +6,86 @@ dtype of the weights; fold in float32 or better and cast last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.errors import InputError
 
 
-def fold_normalization(dictionary: Dictionary, scale: float, units: Literal["raw", "normalised"] = "raw") -> Dictionary:
+def fold_normalization(
+    dictionary: Dictionary,
+    scale: float | Sequence[float],
+    units: Literal["raw", "normalised"] = "raw",
+    output_scale: float | None = None,
+) -> Dictionary:
     """Turn a dictionary trained on ``scale * x`` into one for ``x``.
 
     ``raw`` keeps the decoder rows and puts latents in the units of ``x`` (dictionary_learning, Gemma Scope): the
     latents become ``f / scale``. ``normalised`` keeps the latents and shrinks the rows (SAELens).
+
+    Args:
+        dictionary: trained on scaled activations.
+        scale: of the input; of a crosscoder, one per source where they differ (``raw`` then means ``f`` divided by
+            their geometric mean).
+        units: see above.
+        output_scale: of the target of a transcoder; None means that of the input.
+
+    Raises:
+        InputError: a scale that is not positive, or a dictionary whose ``input_op`` already undoes any scale.
     """
-    if not scale > 0:
-        raise InputError(f"A normalisation scale must be positive, but {scale} was given.")
     d = dictionary
+    scales = [float(scale)] if isinstance(scale, int | float) else [float(s) for s in scale]
+    if not all(s > 0 for s in (*scales, 1.0 if output_scale is None else output_scale)):
+        raise InputError(f"A normalisation scale must be positive, but {scale} was given.")
+    if len(scales) not in (1, len(d.cfg.widths)):
+        raise InputError(f"{len(scales)} scales were given for {len(d.cfg.widths)} sources; give one, or one each.")
+    if d.cfg.input_op != "none" and set(scales) != {1.0}:
+        raise InputError(f"'{d.cfg.input_op}' acts on raw tokens, so a scale of {scale} cannot be folded; use 1.")
+    s_in = _per_coordinate(d, scales)
+    s_out = s_in if output_scale is None and d.cfg.d_out is None else d.b_dec.new_tensor(output_scale or scales[0])
+    common = d.b_dec.new_tensor(scales).log().mean().exp() if len(set(scales)) > 1 else d.b_dec.new_tensor(scales[0])
+    skip = None if d.W_skip is None else d.W_skip * (s_in[:, None] / s_out)
     if units == "raw":
-        threshold = None if d.threshold is None else d.threshold / scale
-        return d.replace(b_enc=d.b_enc / scale, b_dec=d.b_dec / scale, threshold=threshold)
-    return d.replace(W_enc=d.W_enc * scale, W_dec=d.W_dec / scale, b_dec=d.b_dec / scale)
+        return d.replace(
+            W_enc=d.W_enc * (s_in / common)[:, None],
+            W_dec=d.W_dec * (common / s_out),
+            b_enc=d.b_enc / common,
+            b_dec=d.b_dec / s_out,
+            threshold=None if d.threshold is None else d.threshold / common,
+            W_skip=skip,
+        )
+    return d.replace(W_enc=d.W_enc * s_in[:, None], W_dec=d.W_dec / s_out, b_dec=d.b_dec / s_out, W_skip=skip)
 
 
 def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
     """Give every decoder row the norm 1; latents become ``f_i * |W_dec[i]|``.
 
-    Refused for ``topk`` with rows of unequal norm: it would change which latents win. Rows of norm zero are kept.
+    Exact for ``topk`` and ``groupmax`` that select by norm-weighted scores; refused for those that do not and have
+    rows of unequal norm: it would change which latents win. Rows of norm zero are kept. The rows of a crosscoder get
+    the norm 1 over all sources together.
     """
     d = dictionary
     norms = d.W_dec.norm(dim=1)
-    spread = float((norms.max() - norms.min()) / norms.mean())
-    if d.cfg.architecture == "topk" and spread > 1e-3:
-        raise InputError(
-            "Folding decoder norms changes the ranking of a 'topk' dictionary whose rows have unequal norms; "
-            "keep the rows as they are."
-        )
+    if d.cfg.architecture in ("topk", "groupmax") and not d.cfg.norm_weighted:
+        spread = float((norms.max() - norms.min()) / norms.mean())
+        if spread > 1e-3:
+            raise InputError(
+                f"Folding decoder norms changes the ranking of a '{d.cfg.architecture}' dictionary whose rows have "
+                "unequal norms; keep the rows as they are."
+            )
     norms = norms.masked_fill(norms == 0, 1.0)
-    threshold = None if d.threshold is None else d.threshold * norms
-    return d.replace(W_enc=d.W_enc * norms, b_enc=d.b_enc * norms, W_dec=d.W_dec / norms[:, None], threshold=threshold)
+    return d.replace(
+        # With one source all scores are now the latents themselves; several sources still have norms of their own.
+        {"norm_weighted": d.cfg.norm_weighted and (d.cfg.sources is not None or bool((d.W_dec == 0).all(dim=1).any()))},
+        W_enc=d.W_enc * norms,
+        b_enc=d.b_enc * norms,
+        W_dec=d.W_dec / norms[:, None],
+        threshold=None if d.threshold is None else d.threshold * norms,
+    )
 
 
 def fold_pre_bias(dictionary: Dictionary) -> Dictionary:
@@ -50,14 +93,38 @@ def fold_pre_bias(dictionary: Dictionary) -> Dictionary:
     d = dictionary
     if not d.cfg.apply_b_dec_to_input:
         return d
-    cfg = d.cfg.model_copy(update={"apply_b_dec_to_input": False})
-    return Dictionary(cfg, d.W_enc, d.W_dec, d.b_enc - d.encoder @ d.b_dec, d.b_dec, d.threshold)
+    return d.replace({"apply_b_dec_to_input": False}, b_enc=d.b_enc - d.encoder @ d.b_dec)
 
 
 def unfold_pre_bias(dictionary: Dictionary) -> Dictionary:
-    """The inverse of :func:`fold_pre_bias`."""
+    """The inverse of :func:`fold_pre_bias`; ``InputError`` for a transcoder, whose ``b_dec`` lives in its output."""
     d = dictionary
     if d.cfg.apply_b_dec_to_input:
         return d
-    cfg = d.cfg.model_copy(update={"apply_b_dec_to_input": True})
-    return Dictionary(cfg, d.W_enc, d.W_dec, d.b_enc + d.encoder @ d.b_dec, d.b_dec, d.threshold)
+    if d.cfg.d_out is not None:
+        raise InputError("A transcoder cannot subtract b_dec from its input: it has the width of the output.")
+    return d.replace({"apply_b_dec_to_input": True}, b_enc=d.b_enc + d.encoder @ d.b_dec)
+
+
+def gated_to_jumprelu(W_enc: Tensor, b_gate: Tensor, b_mag: Tensor, r_mag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The exact JumpReLU form of a gated encoder (arXiv 2404.16014, appendix on weight tying).
+
+    With ``u = (x - b_dec) W_enc``, the gate is open where ``u + b_gate > 0`` and the magnitude is
+    ``z = e^r u + b_mag``; the gate is therefore open where ``z > b_mag - e^r b_gate``. Where that is negative, the
+    ReLU of the magnitude decides, so the threshold may be 0 there.
+
+    Args:
+        W_enc: ``[d_in, d_sae]``. b_gate, b_mag, r_mag: ``[d_sae]``.
+
+    Returns:
+        ``W_enc [d_in, d_sae]``, ``b_enc [d_sae]``, ``threshold [d_sae]``.
+    """
+    gain = r_mag.exp()
+    return W_enc * gain, b_mag.clone(), (b_mag - gain * b_gate).clamp_min(0)
+
+
+def _per_coordinate(d: Dictionary, scales: list[float]) -> Tensor:
+    """``[d_in]``: the scale of every coordinate of the input."""
+    if len(scales) == 1:
+        return d.b_dec.new_full((d.cfg.d_in,), scales[0])
+    return torch.cat([d.b_dec.new_full((w,), s) for w, s in zip(d.cfg.widths, scales, strict=True)])

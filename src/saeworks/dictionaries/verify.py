@@ -16,26 +16,38 @@ EXPLAINED_VARIANCE_DROP = 0.15
 
 
 @torch.no_grad()
-def measure(dictionary: Dictionary, activations: Tensor, batch: int = 4096) -> dict[str, float]:
-    """L0 and explained variance (``1 - sum |x - x_hat|^2 / sum |x - mean|^2``) on ``activations [token, d_in]``.
+def measure(
+    dictionary: Dictionary, activations: Tensor, targets: Tensor | None = None, batch: int = 4096
+) -> dict[str, float]:
+    """L0 and explained variance (``1 - sum |y - y_hat|^2 / sum |y - mean|^2``) on ``activations [token, d_in]``.
 
-    Sums run in float64 on the CPU, because Apple GPUs have none. The explained variance of activations that are all
+    ``y`` are the ``targets [token, d_out]`` of a transcoder, and otherwise the activations themselves. Sums run in
+    float64 on the CPU, because Apple GPUs have none. The explained variance of activations that are all
     the same is NaN.
     """
     tokens = activations.shape[0]
     if tokens == 0:
         raise InputError("A dictionary was to be measured on no activations; give at least one row.")
-    x_sum = torch.zeros(activations.shape[1], dtype=torch.float64)
+    if (targets is None) != (dictionary.cfg.d_out is None):
+        raise InputError(
+            "A transcoder is measured on activations and targets; give both."
+            if targets is None
+            else "Targets were given for a dictionary that reconstructs its own input; leave them out."
+        )
+    activations = dictionary.flat(activations)
+    wanted = activations if targets is None else targets
+    y_sum = torch.zeros(wanted.shape[1], dtype=torch.float64)
     square = residual = active = 0.0
     for start in range(0, tokens, batch):
         x = activations[start : start + batch].to(dictionary.device)
         codes = dictionary.encode_sparse(x)
-        residual += float((x - dictionary.decode(codes)).to("cpu", torch.float64).square().sum())
+        y = wanted[start : start + batch]
+        residual += float((y.to(x) - dictionary.decode(codes, x)).to("cpu", torch.float64).square().sum())
         active += float(codes.counts().sum())
-        exact = activations[start : start + batch].to("cpu", torch.float64)
-        x_sum += exact.sum(0)
+        exact = y.to("cpu", torch.float64)
+        y_sum += exact.sum(0)
         square += float(exact.square().sum())
-    variance = square - float(x_sum.square().sum()) / tokens
+    variance = square - float(y_sum.square().sum()) / tokens
     return {
         "l0": active / tokens,
         "explained_variance": 1.0 - residual / variance if variance > 0 else float("nan"),
@@ -43,8 +55,10 @@ def measure(dictionary: Dictionary, activations: Tensor, batch: int = 4096) -> d
     }
 
 
-def verify(dictionary: Dictionary, activations: Tensor | None = None) -> dict[str, Any]:
+def verify(dictionary: Dictionary, activations: Tensor | None = None, targets: Tensor | None = None) -> dict[str, Any]:
     """Check decoder norms and, given ``activations [token, d_in]``, L0 and explained variance against the record.
+
+    A transcoder needs ``targets [token, d_out]`` as well.
 
     Returns ``{"ok", "problems": [sentence], "decoder_norm": {min, mean, max}, "measured", "recorded"}``;
     ``measured`` is None without activations, ``recorded`` None when the file carries no measured values.
@@ -54,7 +68,7 @@ def verify(dictionary: Dictionary, activations: Tensor | None = None) -> dict[st
     if float(norms.min()) == 0:
         problems.append(f"{int((norms == 0).sum())} decoder rows are zero: these latents can never act.")
     recorded = dictionary.cfg.metadata.get("recorded")
-    measured = None if activations is None else measure(dictionary, activations)
+    measured = None if activations is None else measure(dictionary, activations, targets)
     if measured is not None:
         if measured["l0"] == 0:
             problems.append("No latent is active on these activations: the scale or the site is wrong.")

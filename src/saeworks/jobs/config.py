@@ -57,6 +57,8 @@ EvalName = Annotated[str, _named(EVALS)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_split), Field(min_length=1)]
+Weight = Annotated[float, Field(ge=0)]
+Weights = Annotated[tuple[Weight, ...], BeforeValidator(_split), Field(min_length=1)]
 EvalNames = Annotated[tuple[EvalName, ...], BeforeValidator(_split), Field(min_length=1)]
 
 
@@ -81,28 +83,41 @@ class Inputs(BaseModel):
 class RunConfig(Inputs):
     """Configuration of ``saeworks run`` and ``saeworks train``.
 
-    ``recipe`` × ``width`` × ``k`` is the grid of dictionaries; all of them see the same ``tokens`` activations.
-    ``site`` None means the middle layer's residual stream; ``learning_rate`` None means the
-    default for the width and length of the run, ``checkpoint_every`` None means once a minute.
+    ``recipe`` × ``width`` × sparsity is the grid of dictionaries; all of them see the same ``tokens`` activations. The
+    sparsity is ``k`` for recipes that select k latents or aim at an L0, and ``penalty`` for those with a penalty of
+    fixed weight (None: the weights published for the recipe).
+
+    ``preset`` names a published configuration (``saeworks.training.presets``): its values stand in for the defaults.
+    ``site`` None means the middle layer's residual stream; several, separated by commas, are one crosscoder's sources,
+    or one dictionary each for other recipes. ``target_site`` is what transcoders predict: the n-th of several targets
+    from the n-th of as many sites, or one from each site, or each from one site. ``normalization`` None means the
+    recipe's own; ``learning_rate`` None the recipe's or the default for the width and length of the run;
+    ``checkpoint_every`` None once a minute. ``parallel`` is what the processes that ``torchrun`` starts divide among
+    them: the tokens of every batch (``data``) or the ``latents`` of every dictionary.
     """
 
-    # One site has several names: Workspace.check_site compares it once the model has resolved it.
-    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume", "site"})
+    # One site has several names: Workspace.check_site compares it once the model has resolved it. A run may be
+    # continued by another number of processes, divided in another way.
+    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume", "site", "parallel"})
 
     out: Path = Path("runs/first")
+    preset: str | None = None
+    target_site: str | None = None
     recipe: Names = ("topk", "batch_topk", "matryoshka_batch_topk")
     width: Counts = (1024,)
     k: Counts = (8, 24)
+    penalty: Weights | None = None
     tokens: Count = 300_000
     batch_size: Count = 512
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     buffer_tokens: Count = 32_768
-    normalization: Literal["none", "unit_msn", "sqrt_d"] = "unit_msn"
+    normalization: Literal["none", "unit_msn", "sqrt_d"] | None = None
     checkpoint_every: Count | None = None
     log_every: Count = 10
     evals: EvalNames = EVALS
     eval_tokens: Count = 16_384
     probe_texts: Count = 600
+    parallel: Literal["data", "latents"] = "data"
     resume: bool = False
 
 
@@ -137,6 +152,8 @@ def resolve(
 ) -> Config:
     """Merge defaults < ``saved`` < ``file`` (YAML) < ``overrides`` (flags; None means not given) into a checked config.
 
+    The values of a ``preset`` lie just above the defaults.
+
     Raises ``InputError`` with one sentence that names the key, what came and what was expected.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -148,11 +165,24 @@ def resolve(
         if key not in kind.model_fields:
             raise InputError(f"There is no setting '{key}'.{did_you_mean(key, kind.model_fields)}")
     try:
-        return kind.model_validate({**(saved or {}), **from_file, **given})
+        chosen = {**(saved or {}), **from_file, **given}
+        return kind.model_validate({**_preset(kind, chosen), **chosen})
     except ValidationError as e:
         raise InputError(
             _sentence(e, file if _first_key(e) in from_file and _first_key(e) not in given else None)
         ) from e
+
+
+def _preset(kind: type[Inputs], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the preset that was chosen, if one was. A site goes with its model: with another one it is left."""
+    name = chosen.get("preset") if "preset" in kind.model_fields else None
+    if not isinstance(name, str):
+        return {}
+    from saeworks.training.catalogue import preset
+
+    found = preset(name)
+    values = {"recipe": tuple(recipe.name for recipe in found.recipes), **found.settings}
+    return {key: value for key, value in values.items() if key != "site" or "model" not in chosen}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

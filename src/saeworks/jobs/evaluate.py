@@ -160,12 +160,13 @@ def eval_configs(config: RunConfig | EvaluateConfig, site: str | None) -> dict[s
 def load_dictionaries(paths: Sequence[str], device: str) -> dict[str, Dictionary]:
     """Load dictionaries by name. A path may be a dictionary, a folder of dictionaries, or a workspace."""
     from saeworks.dictionaries.formats import load
+    from saeworks.dictionaries.formats.registry import is_dictionary
     from saeworks.runtime import resolve_device
 
     where = str(resolve_device(device))
     found: dict[str, Dictionary] = {}
     for path in (Path(p) for p in paths):
-        folders = [path] if (path / "cfg.json").exists() or not path.is_dir() else _inside(path)
+        folders = [path] if not path.is_dir() or is_dictionary(path) else _inside(path)
         if not folders:
             raise InputError(f"'{path}' holds no dictionary; expected a folder with cfg.json and weights.safetensors.")
         for folder in folders:
@@ -308,5 +309,7 @@ def _why_not(name: str, config: Inputs) -> str | None:
 
 
 def _inside(path: Path) -> list[Path]:
+    from saeworks.dictionaries.formats.registry import is_dictionary
+
     below = path / "dictionaries" if (path / "dictionaries").is_dir() else path
-    return sorted(folder.parent for folder in below.glob("*/cfg.json"))
+    return sorted(folder for folder in below.iterdir() if folder.is_dir() and is_dictionary(folder))

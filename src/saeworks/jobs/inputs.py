@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from saeworks.activations.texts import TextSource
     from saeworks.jobs.config import RunConfig
     from saeworks.models.language_model import LanguageModel
+    from saeworks.training.ranks import Ranks
 
-# The site of the embedded model that the default run reads: late enough for concepts, early enough to be used.
+# The site of the embedded models that the default run reads: late enough for concepts, early enough to be used.
 WORLD_SITE = "layers.2.resid_post"
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What a run trains on. ``model`` is None when the activations come from a store; ``metadata`` describes them."""
+    """What a run trains on: ``site`` is the canonical name, or several separated by commas.
+
+    ``model`` is None when the activations come from a store; ``metadata`` describes them.
+    """
 
     stream: Stream
     site: str
@@ -46,6 +50,11 @@ def choose_site(model: LanguageModel, name: str | None) -> str:
     return model.site(name).name
 
 
+def named(sites: str | None) -> tuple[str, ...]:
+    """The names in a comma-separated list; none of None."""
+    return tuple(name for part in (sites or "").split(",") if (name := part.strip()))
+
+
 def open_source(config: Inputs, split: str = "train") -> TextSource:
     """The configured texts; see :func:`saeworks.activations.texts.open_texts` for what ``split`` means."""
     from saeworks.activations.texts import open_texts
@@ -64,26 +73,37 @@ def is_store(config: Inputs) -> bool:
     return len(config.data) == 1 and (Path(config.data[0]) / "manifest.json").is_file()
 
 
-def open_activations(config: RunConfig) -> Activations:
-    """The stream of shuffled activations that a run trains on: live from the model over texts, or from a store."""
-    return _stored(config) if is_store(config) else _live(config)
+def open_activations(config: RunConfig, ranks: Ranks | None = None) -> Activations:
+    """The stream of shuffled activations that a run trains on: live from the model over texts, or from a store.
+
+    Of several ``ranks``, each runs the model on a part of the text; all get the same stream.
+    """
+    return _stored(config) if is_store(config) else _live(config, ranks)
 
 
-def _live(config: RunConfig) -> Activations:
+def _live(config: RunConfig, ranks: Ranks | None) -> Activations:
     from saeworks.activations.streams import LiveStream
+    from saeworks.training.ranks import ALONE
+    from saeworks.training.sharing import shared
 
     model = open_model(config)
-    site = choose_site(model, config.site)
+    sites = [choose_site(model, name) for name in named(config.site) or (None,)]
+    targets = [choose_site(model, name) for name in named(config.target_site)]
+    site = ",".join(sites)
     stream = LiveStream(
-        model,
+        shared(model, ranks or ALONE),
         open_source(config),
-        site,
+        sites if len(sites) > 1 else site,
         context_length=config.context_length,
         buffer_tokens=config.buffer_tokens,
         harvest_batch_size=config.harvest_batch_size,
         seed=config.seed,
+        target=targets if len(targets) > 1 else targets[0] if targets else None,
     )
-    return Activations(stream, site, model, _metadata(config, site, config.model, model.fingerprint(), model.revision))
+    metadata = _metadata(config, site, config.model, model.fingerprint(), model.revision)
+    if targets:
+        metadata["target_site"] = ",".join(targets)
+    return Activations(stream, site, model, metadata)
 
 
 def _stored(config: RunConfig) -> Activations:
@@ -93,6 +113,11 @@ def _stored(config: RunConfig) -> Activations:
     stream = StoredStream(config.data[0], seed=config.seed, device=resolve_device(config.device))
     manifest = stream.store.manifest
     site = stream.store.site
+    if config.target_site is not None:
+        raise InputError(
+            f"--target-site '{config.target_site}' was asked for, but the store '{config.data[0]}' holds one site; "
+            "give texts with --data instead."
+        )
     if config.site is not None and config.site != site:
         raise InputError(
             f"--site '{config.site}' was asked for, but the store '{config.data[0]}' holds activations of '{site}'; "

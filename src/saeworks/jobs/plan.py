@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeworks.errors import InputError
 from saeworks.jobs.config import RunConfig, plain
 from saeworks.jobs.doctor import free_disk, free_memory
+from saeworks.jobs.inputs import named
 from saeworks.jobs.workspace import open_run
 
 if TYPE_CHECKING:
+    from saeworks.activations.batches import Layout
     from saeworks.jobs.inputs import Activations
     from saeworks.models.language_model import LanguageModel
-    from saeworks.training.member import MemberConfig
+    from saeworks.training.cells import MemberConfig
+    from saeworks.training.recipes import Recipe
 
 # Bytes per weight in training: value, gradient and Adam's two averages, four bytes each.
 TRAINING_BYTES = 16
@@ -36,32 +39,40 @@ def plan(overrides: Mapping[str, Any], file: Path | None = None, measuring: bool
     ``measuring`` False leaves the evals after training out, as ``saeworks train`` does. Writes nothing. Raises
     ``InputError`` for a run that cannot work.
     """
+    from saeworks.activations.batches import layout_of
     from saeworks.jobs.evaluate import check_evals
     from saeworks.jobs.inputs import open_activations
 
     config, workspace = open_run(overrides, file)
-    members = grid(config)
+    grid(config)
     check_settings(config)
     if measuring:
         check_evals(config.evals, config)
     activations = open_activations(config)
     workspace.check_site(activations.site)
-    width = activations.stream.width
+    layout = layout_of(activations.stream)
+    members = grid(config, layout)
     asked = config.model_copy(update={"site": activations.site})
     config = asked if measuring else asked.model_copy(update={"evals": ()})
-    check_disk(config, members, width)
-    disk = disk_bytes(config, members, width)
-    memory = memory_bytes(config, members, width, activations.model)
+    check_disk(config, members, layout)
+    disk = disk_bytes(config, members, layout)
+    memory = memory_bytes(config, members, layout, activations.model)
     return {
         "config": plain(asked),
         "activations": {
             "site": activations.site,
-            "width": width,
+            "width": layout.d_in,
             "tokens": config.tokens,
             "steps": steps(config),
         },
         "dictionaries": [
-            {"name": m.name, "latents": m.width, "k": m.k, "parameters": parameters(m, width)} for m in members
+            {
+                "name": m.name,
+                "latents": m.width,
+                **sparsity_columns(members, m),
+                "parameters": parameters(m, layout),
+            }
+            for m in members
         ],
         "memory_bytes": {**memory, "total": sum(memory.values()), "free": free_memory()},
         "disk_bytes": {**disk, "total": sum(disk.values()), "free": free_disk(config.out)},
@@ -83,26 +94,73 @@ def plan_rows(made: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {"Plan (nothing was started)": rows, "Dictionaries": list(made["dictionaries"])}
 
 
-def grid(config: RunConfig) -> list[MemberConfig]:
-    """Every recipe × width × k of the configuration, each once. Raises ``InputError`` for cells that cannot be."""
-    from saeworks.training.member import MemberConfig
+def grid(config: RunConfig, layout: Layout | None = None) -> list[MemberConfig]:
+    """Every recipe × width × sparsity of the configuration, each once, and for each of several sites.
+
+    Crosscoders read all sites together, and transcoders go from sites to targets. Without the ``layout`` of the stream
+    one site is assumed. Raises ``InputError`` for cells that cannot be.
+    """
+    from saeworks.training.cells import MemberConfig
     from saeworks.training.recipes import recipe
     from saeworks.training.schedules import default_learning_rate
 
+    if named(config.target_site) and all(recipe(name).inputs != "target" for name in config.recipe):
+        raise InputError(
+            f"--target-site '{config.target_site}' was given, but none of the recipes ({', '.join(config.recipe)}) "
+            "predicts another site; add 'transcoder' or 'skip_transcoder', or leave --target-site out."
+        )
     members: dict[str, MemberConfig] = {}
     for name in config.recipe:
-        chosen = recipe(name, normalization=config.normalization)
-        for width in config.width:
+        chosen = recipe(name, **({"normalization": config.normalization} if config.normalization else {}))
+        if chosen.inputs == "target" and not named(config.target_site):
+            raise InputError(f"'{name}' predicts another site; name it with --target-site.")
+        if chosen.inputs == "sources" and len(named(config.site)) < 2:
+            raise InputError(f"'{name}' reads several sites side by side; give at least two, as --site A,B.")
+        places = _places(chosen, layout)
+        for width, number in product(config.width, sparsities(config, chosen)):
             chosen.group_sizes(width)  # refuses widths that its nested groups do not fit into
-            for k in config.k:
-                if k > width:
-                    raise InputError(
-                        f"k is {k}, but a dictionary of width {width} has only {width} latents; lower --k."
-                    )
-                rate = config.learning_rate or default_learning_rate(width, max(steps(config), 1))
-                member = MemberConfig(chosen, width, k, config.seed, rate)
+            if chosen.sparsity != "coefficient" and number > width:
+                raise InputError(
+                    f"k is {number}, but a dictionary of width {width} has only {width} latents; lower --k."
+                )
+            rate = config.learning_rate or chosen.published_rate(width)
+            rate = rate or default_learning_rate(width, max(steps(config), 1))
+            for source, target in places:
+                member = MemberConfig(chosen, width, number, config.seed, rate, source, target)
                 members[member.name] = member
     return list(members.values())
+
+
+def _places(chosen: Recipe, layout: Layout | None) -> list[tuple[str | None, str | None]]:
+    """Source and target of every dictionary of a recipe, None where the stream has only one."""
+    sources = (layout.sources if layout else None) or (None,)
+    targets = (layout.targets if layout else None) or (None,)
+    if chosen.inputs == "sources":
+        return [(None, None)]
+    if chosen.inputs == "same":
+        return [(source, None) for source in sources]
+    if len(sources) == len(targets):
+        return list(zip(sources, targets, strict=True))
+    if min(len(sources), len(targets)) > 1:
+        raise InputError(
+            f"'{chosen.name}' was given {len(sources)} sites and {len(targets)} target sites; "
+            "give as many of one as of the other, or only one of either."
+        )
+    return list(product(sources, targets))
+
+
+def sparsities(config: RunConfig, chosen: Recipe) -> tuple[float, ...]:
+    """The sparsities of a recipe's cells: ``k``, or the weights of its penalty where it has one of fixed weight."""
+    return (config.penalty or chosen.grid) if chosen.sparsity == "coefficient" else config.k
+
+
+def sparsity_columns(members: Sequence[MemberConfig], member: MemberConfig) -> dict[str, float | None]:
+    """``{"k"}`` of a row of a table, and ``penalty`` where any dictionary of the grid has one of fixed weight."""
+    fixed = member.recipe.sparsity == "coefficient"
+    columns = {"k": None if fixed else member.sparsity}
+    if any(m.recipe.sparsity == "coefficient" for m in members):
+        columns["penalty"] = member.sparsity if fixed else None
+    return columns
 
 
 def check_settings(config: RunConfig) -> None:
@@ -116,9 +174,9 @@ def check_settings(config: RunConfig) -> None:
         )
 
 
-def check_disk(config: RunConfig, members: Sequence[MemberConfig], width: int) -> None:
+def check_disk(config: RunConfig, members: Sequence[MemberConfig], layout: Layout) -> None:
     """Refuse a run that the disk cannot hold."""
-    needed, free = sum(disk_bytes(config, members, width).values()), free_disk(config.out)
+    needed, free = sum(disk_bytes(config, members, layout).values()), free_disk(config.out)
     if needed > free:
         raise InputError(
             f"The run needs {size(needed)} of disk at '{config.out}', but {size(free)} are free; "
@@ -131,16 +189,21 @@ def steps(config: RunConfig) -> int:
     return config.tokens // config.batch_size
 
 
-def parameters(member: MemberConfig, width: int) -> int:
-    """Trained numbers of one dictionary over activations of ``width``: two matrices and two biases."""
-    return 2 * member.width * width + member.width + width
+def parameters(member: MemberConfig, layout: Layout) -> int:
+    """Trained numbers of one dictionary: two matrices, two biases, and what its recipe adds."""
+    own = member.layout(layout)
+    d_out = own.d_out or own.d_in
+    per_latent = {"gated": 3, "jumprelu": 2}.get(member.recipe.selection, 1)
+    skip = own.d_in * d_out if member.recipe.skip else 0
+    return member.width * (own.d_in + d_out + per_latent) + d_out + skip
 
 
 def memory_bytes(
-    config: RunConfig, members: Sequence[MemberConfig], width: int, model: LanguageModel | None
+    config: RunConfig, members: Sequence[MemberConfig], layout: Layout, model: LanguageModel | None
 ) -> dict[str, int]:
     """Bytes of memory by purpose. The forward pass is taken as twenty arrays of the residual stream's size."""
     live: dict[str, int] = {}
+    width = layout.d_in + (layout.d_out or 0)
     if model is not None:
         context = config.harvest_batch_size * config.context_length * model.d_model
         live = {
@@ -151,14 +214,14 @@ def memory_bytes(
     return {
         "libraries": LIBRARY_BYTES,
         **live,
-        "dictionaries": TRAINING_BYTES * sum(parameters(m, width) for m in members),
+        "dictionaries": TRAINING_BYTES * sum(parameters(m, layout) for m in members),
         "training_step": 4 * config.batch_size * (3 * max(m.width for m in members) + 6 * width),
     }
 
 
-def disk_bytes(config: RunConfig, members: Sequence[MemberConfig], width: int) -> dict[str, int]:
+def disk_bytes(config: RunConfig, members: Sequence[MemberConfig], layout: Layout) -> dict[str, int]:
     """Bytes of disk by purpose, at the worst moment of the run."""
-    weights = sum(parameters(m, width) for m in members)
+    weights, width = sum(parameters(m, layout) for m in members), layout.d_in + (layout.d_out or 0)
     lines = steps(config) // config.log_every + 1
     return {
         "dictionaries": 4 * weights,
@@ -170,11 +233,14 @@ def disk_bytes(config: RunConfig, members: Sequence[MemberConfig], width: int) -
 
 def seconds(config: RunConfig, members: Sequence[MemberConfig], activations: Activations) -> dict[str, float]:
     """Estimated seconds of harvesting, training and the measuring that follows, from about a second of real work."""
-    model, width = activations.model, activations.stream.width
-    training = sum(step_seconds(config, m, width) for m in members) * steps(config)
+    from saeworks.activations.batches import layout_of
+
+    model, layout = activations.model, layout_of(activations.stream)
+    training = sum(step_seconds(config, m, layout) for m in members) * steps(config)
     parts = {"training": training}
     if model is not None:
-        per_token = harvest_seconds_per_token(config, model, activations.site)
+        sites = [*named(activations.site), *named(config.target_site)]
+        per_token = harvest_seconds_per_token(config, model, sites)
         # Scale, biases and thresholds are estimated on activations beyond those trained on.
         harvested = config.tokens + max(config.tokens // 10, 4096) + max(config.tokens // 8, 8192)
         # Per dictionary, the core eval runs the language model once more with the reconstruction spliced in.
@@ -183,21 +249,23 @@ def seconds(config: RunConfig, members: Sequence[MemberConfig], activations: Act
     return {**{k: round(v, 2) for k, v in parts.items()}, "total": round(sum(parts.values()), 2)}
 
 
-def harvest_seconds_per_token(config: RunConfig, model: LanguageModel, site: str, budget: float = 0.5) -> float:
-    """Measured seconds per kept token of harvesting ``site`` from the configured texts."""
+def harvest_seconds_per_token(
+    config: RunConfig, model: LanguageModel, sites: Sequence[str], budget: float = 0.5
+) -> float:
+    """Measured seconds per kept token of harvesting ``sites`` from the configured texts."""
     from saeworks.jobs.inputs import open_source
 
     documents = islice(open_source(config).documents(), config.harvest_batch_size)
     batch = model.tokenize([document.text for document in documents], config.context_length)
-    model.harvest(batch, [site])  # the first pass pays for allocations
+    model.harvest(batch, sites)  # the first pass pays for allocations
     rounds, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < budget:
-        model.harvest(batch, [site])
+        model.harvest(batch, sites)
         rounds += 1
     return elapsed / rounds / max(int(batch.keep.sum()), 1)
 
 
-def step_seconds(config: RunConfig, member: MemberConfig, width: int, budget: float = 0.15) -> float:
+def step_seconds(config: RunConfig, member: MemberConfig, layout: Layout, budget: float = 0.15) -> float:
     """Measured seconds of one training step of ``member`` on random activations."""
     from dataclasses import replace
 
@@ -205,18 +273,20 @@ def step_seconds(config: RunConfig, member: MemberConfig, width: int, budget: fl
 
     from saeworks.runtime import resolve_device
     from saeworks.training.member import Member
-    from saeworks.training.schedules import Schedule
 
-    probe = min(member.width, max(CALIBRATION_WIDTH, int(member.k)))
+    k = 1 if member.recipe.sparsity == "coefficient" else int(member.sparsity)
+    probe = min(member.width, max(CALIBRATION_WIDTH, k) // k * k)  # a multiple, for those that divide latents into k
     device = resolve_device(config.device)
-    trial = Member(replace(member, width=probe), width, dead_after=1 << 60, device=device)
-    x = torch.randn(config.batch_size, width, device=device) / width**0.5
-    schedule = Schedule.for_run(1000)
+    trial = Member(replace(member, width=probe), layout, dead_after=1 << 60, device=device)
+    own = trial.layout
+    x = torch.randn(config.batch_size, own.d_in, device=device) / own.d_in**0.5
+    y = None if own.d_out is None else torch.randn(config.batch_size, own.d_out, device=device) / own.d_out**0.5
+    schedule = member.recipe.schedule(1000)
     for _ in range(2):  # the first steps pay for allocations, and have no threshold to start the selection from
-        trial.step(x, schedule, 0)
+        trial.step(x, schedule, 0, y)
     rounds, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < budget:
-        float(trial.step(x, schedule, 0)["total"])  # reading a number waits for the device
+        float(trial.step(x, schedule, 0, y)["total"])  # reading a number waits for the device
         rounds += 1
     return elapsed / rounds * member.width / probe
 

@@ -14,7 +14,7 @@ from saeworks.jobs.workspace import open_run
 
 
 def run(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -> dict[str, Any]:
-    """Harvest, train the grid, measure it, write the report.
+    """Harvest, train the grid, measure it, write the report. Transcoders and crosscoders are trained and reported.
 
     Args:
         overrides: keys of :class:`saeworks.jobs.config.RunConfig`; they win over the file.
@@ -32,6 +32,8 @@ def run(overrides: Mapping[str, Any] | None = None, file: Path | None = None) ->
     config, workspace = open_run(overrides or {}, file)
     check_evals(config.evals, config)
     trained = train_grid(config, workspace)
+    if not trained.lead:  # measuring is the work of one process
+        return {"out": str(workspace.root), "report": str(workspace.report), "table": []}
     config, model = trained.config, trained.model
     assert model is not None  # activations that are not from a store come from a model
     measured = run_evals(config.evals, trained.dictionaries, model, config, workspace.results)

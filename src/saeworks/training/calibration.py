@@ -15,13 +15,19 @@ from saeworks.dictionaries.verify import measure
 
 
 @torch.no_grad()
-def calibrated_threshold(dictionary: Dictionary, activations: Tensor, k: float, batch: int = 4096) -> float:
-    """Threshold with ``k`` active latents per token on ``activations [token, d_in]`` (raw units)."""
+def calibrated_threshold(
+    dictionary: Dictionary, activations: Tensor, k: float, batch: int = 4096, weights: Tensor | None = None
+) -> float:
+    """Threshold with ``k`` active latents per token on ``activations [token, d_in]`` (raw units).
+
+    ``weights [d_sae]`` multiply the pre-activations; the result is then a threshold of the weighted ones.
+    """
     wanted = round(k * activations.shape[0])
     kept = torch.zeros(0)
     floor = 0.0
     for start in range(0, activations.shape[0], batch):
-        z = dictionary.pre_activations(activations[start : start + batch].to(dictionary.device)).flatten()
+        z = dictionary.pre_activations(dictionary.flat(activations[start : start + batch].to(dictionary.device)))
+        z = (z if weights is None else z * weights).flatten()
         kept = torch.cat([kept, z[z > floor].float().cpu()])
         if kept.numel() > 4 * (wanted + 1):  # everything below the (wanted + 1)-th so far can no longer matter
             kept = kept.topk(wanted + 1, sorted=False).values
@@ -33,22 +39,30 @@ def calibrated_threshold(dictionary: Dictionary, activations: Tensor, k: float, 
 
 
 @torch.no_grad()
-def calibrate(dictionary: Dictionary, activations: Tensor) -> Dictionary:
-    """The dictionary with its threshold calibrated (``jumprelu``) and its L0 and explained variance recorded.
+def calibrate(dictionary: Dictionary, activations: Tensor, targets: Tensor | None = None) -> Dictionary:
+    """The dictionary with its threshold calibrated (BatchTopK) and its L0 and explained variance recorded.
 
-    The threshold is measured on the first half of ``activations [token, d_in]``, the recorded values on the second.
+    The threshold is measured on the first half of ``activations [token, d_in]``, the recorded values on the second,
+    for a transcoder with ``targets [token, d_out]``. Learned thresholds stay as they are. Where latents were selected
+    by scores weighted with the norms of their directions, each has a threshold of its own; one factor brings them all
+    to ``k``, and the numbers recorded are those of the median latent.
     """
     half = activations.shape[0] // 2
     metadata = dictionary.cfg.metadata
-    if dictionary.threshold is not None:
-        moving_average = float(dictionary.threshold[0])
-        threshold = calibrated_threshold(dictionary, activations[:half], metadata["k"])
+    if dictionary.threshold is not None and metadata.get("threshold_source") == "moving_average":
+        before = dictionary.threshold
+        middle = before.median()
+        # Every threshold over the middle one: 1 throughout but for weighted scores, or when nothing was ever selected.
+        relative = before / middle if bool(middle > 0) else torch.ones_like(before)
+        weights = 1 / relative if bool((relative != 1).any()) else None
+        threshold = calibrated_threshold(dictionary, activations[:half], metadata["k"], weights=weights)
         dictionary = dictionary.replace(
-            threshold=torch.full_like(dictionary.threshold, threshold),
+            threshold=threshold * relative,
             metadata={
                 "threshold_source": "calibrated",
-                "threshold_moving_average": moving_average,
+                "threshold_moving_average": float(middle),
                 "threshold_calibrated": threshold,
             },
         )
-    return dictionary.replace(metadata={"recorded": measure(dictionary, activations[half:])})
+    held_out = None if targets is None else targets[half:]
+    return dictionary.replace(metadata={"recorded": measure(dictionary, activations[half:], held_out)})

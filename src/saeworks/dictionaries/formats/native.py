@@ -1,22 +1,20 @@
 """The native format: a directory with ``cfg.json`` and ``weights.safetensors``.
 
-Tensors carry the field's names and orientation: ``W_enc [d_in, d_sae]``, ``W_dec [d_sae, d_in]``, ``b_enc``,
-``b_dec`` and, for ``jumprelu``, ``threshold [d_sae]``.
+Tensors carry the field's names and orientation: ``W_enc [d_in, d_sae]``, ``W_dec [d_sae, d_out]``, ``b_enc``,
+``b_dec``, for ``jumprelu`` ``threshold [d_sae]``, and with ``skip`` ``W_skip [d_in, d_out]``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
+from saeworks.dictionaries.dictionary import TENSORS, Dictionary, DictionaryConfig
+from saeworks.dictionaries.formats import reading
+from saeworks.dictionaries.formats.format import Format, Hints, tensors_of
 from saeworks.errors import InputError
-from saeworks.files import atomic_directory, read_json, write_json
+from saeworks.files import atomic_directory, write_json
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
+ALWAYS = ("W_enc", "W_dec", "b_enc", "b_dec")
 
 
 def save(dictionary: Dictionary, path: Path) -> None:
@@ -29,50 +27,53 @@ def write_into(dictionary: Dictionary, directory: Path) -> None:
     """Write the two files into an existing directory (whose own rename makes them appear at once)."""
     from safetensors.torch import save_file
 
-    tensors = {name: getattr(dictionary, name).detach().cpu().contiguous() for name in TENSORS}
-    if dictionary.threshold is not None:
-        tensors["threshold"] = dictionary.threshold.detach().cpu().contiguous()
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "weights.safetensors")
+    save_file(tensors_of(dictionary), directory / "weights.safetensors")
     write_json(directory / "cfg.json", dictionary.cfg.model_dump())
 
 
-def load(path: Path) -> Dictionary:
-    """Read the two files and check them against each other."""
+def load(path: Path, hints: Hints | None = None) -> Dictionary:
+    """Read the two files, from their folder or either of their paths, and check them against each other."""
     from pydantic import ValidationError
 
-    for name in ("cfg.json", "weights.safetensors"):
-        if not (path / name).is_file():
-            raise InputError(
-                f"'{path}' holds no {name}; a dictionary is a directory with cfg.json and weights.safetensors."
-            )
-    raw = read_json(path / "cfg.json")
+    path = path.parent if path.is_file() else path
+    settings, weights = (reading.inside(path, name) for name in ("cfg.json", "weights.safetensors"))
+    if settings is None or weights is None:
+        name = "cfg.json" if settings is None else "weights.safetensors"
+        raise InputError(
+            f"'{path}' holds no {name}; a dictionary is a directory with cfg.json and weights.safetensors."
+        )
+    raw = reading.read_settings(settings)
     try:
         cfg = DictionaryConfig.model_validate(raw)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(
-            f"'{path / 'cfg.json'}' is not a saeworks dictionary configuration: {where}: {first['msg']}."
-        ) from e
-    tensors = _read_tensors(path / "weights.safetensors")
-    missing = [name for name in TENSORS if name not in tensors]
+        raise InputError(f"'{settings}' is not a saeworks dictionary configuration: {where}: {first['msg']}.") from e
+    tensors = reading.read_safetensors(weights)
+    missing = [name for name in ALWAYS if name not in tensors]
     if missing:
-        raise InputError(f"'{path / 'weights.safetensors'}' lacks {', '.join(missing)}; the dictionary is incomplete.")
-    unknown = sorted(set(tensors) - {*TENSORS, "threshold"})
+        raise InputError(f"'{weights}' lacks {', '.join(missing)}; the dictionary is incomplete.")
+    unknown = sorted(set(tensors) - set(TENSORS))
     if unknown:
-        raise InputError(f"'{path / 'weights.safetensors'}' holds unknown tensors ({', '.join(unknown)}).")
+        raise InputError(f"'{weights}' holds unknown tensors ({', '.join(unknown)}).")
     try:
         return Dictionary(cfg, **tensors)
     except InputError as e:
         raise InputError(f"'{path}': {e}") from e
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _recognise(path: Path) -> bool:
+    return path.is_dir() or path.name in ("weights.safetensors", "cfg.json")
 
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as e:
-        raise InputError(f"'{path}' cannot be read ({e}); the file is truncated or damaged: copy it again.") from e
+
+FORMAT = Format(
+    name="saeworks",
+    title="saeworks",
+    needs=("cfg.json", "weights.safetensors"),
+    also=(),
+    recognise=_recognise,
+    load=load,
+    save=save,
+    can_express=lambda _: None,
+)

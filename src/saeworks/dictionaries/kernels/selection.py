@@ -11,29 +11,67 @@ import torch
 from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes, offsets_of
+from saeworks.dictionaries.kernels.positions import positions, positions_above
+
+# A search among fewer entries per token than this is not divided further.
+FEW = 256
 
 
 def select_positive(z: Tensor) -> Codes:
     """ReLU: every positive pre-activation."""
-    return Codes.from_mask(z, z > 0)
+    return Codes.at(positions_above(z, 0.0), z)
 
 
 def select_above(z: Tensor, threshold: Tensor) -> Codes:
     """JumpReLU: ``z > threshold`` and ``z > 0`` (``threshold`` is ``[width]`` or a scalar, in the units of ``z``)."""
-    return Codes.from_mask(z, (z > threshold) & (z > 0))
+    return Codes.at(positions_above(z, threshold.clamp_min(0)), z)
 
 
 def select_topk(z: Tensor, k: int) -> Codes:
     """TopK (arXiv 2406.04093): the ``k`` largest positive pre-activations of each token."""
-    values, indices = z.topk(min(k, z.shape[1]), dim=1, sorted=False)
-    indices, order = indices.sort(dim=1)
-    values = values.gather(1, order)
+    indices = largest(z, min(k, z.shape[1])).sort(dim=1).values
+    values = z.gather(1, indices)
     positive = values > 0
     counts = positive.sum(dim=1)
     return Codes(
         values=values[positive],
         indices=indices[positive],
         offsets=offsets_of(counts),
+        width=z.shape[1],
+    )
+
+
+def largest(z: Tensor, k: int) -> Tensor:
+    """``[token, k]`` latents of the ``k`` largest entries of each row of ``z [token, width]``, in any order.
+
+    The k largest entries lie in the k blocks with the largest maxima, whatever the blocks are. So every fourth, eighth,
+    … of a row is reduced to its maximum, the search goes on among the maxima, and the blocks it finds are opened: a
+    search in some hundreds of entries instead of thousands, three times as fast.
+    """
+    width = z.shape[1]
+    if width < max(8 * k, FEW) or z.device.type != "cpu":
+        return z.topk(k, dim=1, sorted=False).indices
+    count = width // 4
+    maxima = z[:, : 4 * count].unflatten(1, (4, count)).amax(dim=1)
+    inside = largest(maxima, k)
+    opened = [inside + number * count for number in range(4)]
+    opened += [torch.full_like(inside[:, :1], latent) for latent in range(4 * count, width)]
+    candidates = torch.cat(opened, dim=1)
+    return candidates.gather(1, z.gather(1, candidates).topk(k, dim=1, sorted=False).indices)
+
+
+def select_groupmax(z: Tensor, groups: int) -> Codes:
+    """GroupMax: the largest pre-activation of each of ``groups`` blocks of ``width / groups`` latents, if positive.
+
+    Among equals the lowest latent wins. ``groups`` must divide the width.
+    """
+    values, first = z.unflatten(1, (groups, -1)).max(dim=2)  # among equals torch takes the first
+    starts = torch.arange(0, z.shape[1], z.shape[1] // groups, device=z.device)
+    positive = values > 0
+    return Codes(
+        values=values[positive],
+        indices=(first + starts)[positive],
+        offsets=offsets_of(positive.sum(dim=1)),
         width=z.shape[1],
     )
 
@@ -48,31 +86,20 @@ def select_batch_topk(z: Tensor, k: float, hint: float | None = None) -> Codes:
             candidates are looked at first, never the result: when the guess was too high all positives are searched.
     """
     wanted = round(k * z.shape[0])
-    flat = z.flatten()
-    candidates = (flat > max(hint, 0.0)).nonzero().squeeze(1) if hint is not None else None
+    candidates = positions_above(z, max(hint, 0.0)) if hint is not None else None
     if candidates is None or candidates.numel() < wanted:
-        candidates = (flat > 0).nonzero().squeeze(1)
-    values = flat[candidates]
-    if values.numel() > wanted:
-        keep = _largest(values, wanted)
-        candidates, values = candidates[keep], values[keep]
-    width = z.shape[1]
-    rows = torch.div(candidates, width, rounding_mode="floor")
-    counts = torch.bincount(rows, minlength=z.shape[0])
-    return Codes(
-        values=values,
-        indices=candidates - rows * width,
-        offsets=offsets_of(counts),
-        width=width,
-    )
+        candidates = positions_above(z, 0.0)
+    return Codes.at(candidates[largest_of_all(z.flatten()[candidates], wanted)], z)
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
-    """Ascending positions of the ``count`` largest values; among equals at the boundary the first ones."""
+def largest_of_all(values: Tensor, count: int) -> Tensor:
+    """Ascending positions of the ``count`` largest ``values [n]``; among equals at the boundary the first ones."""
+    if values.numel() <= count:
+        return torch.arange(values.numel(), device=values.device)
     if count == 0:
         return torch.zeros(0, dtype=torch.int64, device=values.device)
     boundary = values.topk(count, sorted=False).values.min()
     above = values > boundary
-    equal = (values == boundary).nonzero().squeeze(1)
+    equal = positions(values == boundary)
     above[equal[: count - int(above.sum())]] = True
-    return above.nonzero().squeeze(1)
+    return positions(above)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from saeworks.dictionaries.codes import Codes, bags_of, offsets_of
+from saeworks.dictionaries.codes import Codes, bags_of
+from saeworks.dictionaries.kernels.rows import row_blocks
 
 
 def bag(weight: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
@@ -27,13 +28,6 @@ def bag_by_gathering(weight: Tensor, indices: Tensor, offsets: Tensor, values: T
     """:func:`bag` by plain gathers, with ``[nonzero, d]`` floats in between."""
     out = weight.new_zeros(offsets.numel() - 1, weight.shape[1])
     return out.index_add_(0, bags_of(offsets, indices.numel()), values[:, None] * weight[indices])
-
-
-def transposed(codes: Codes) -> tuple[Tensor, Tensor]:
-    """The nonzeros grouped by latent: their order ``[nonzero]`` and offsets ``[width + 1]``."""
-    order = codes.indices.argsort(stable=True)
-    counts = torch.bincount(codes.indices, minlength=codes.width)
-    return order, offsets_of(counts)
 
 
 class _EncodeSelected(torch.autograd.Function):
@@ -51,7 +45,7 @@ class _EncodeSelected(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, encoder, b_dec = ctx.saved_tensors
         codes: Codes = ctx.codes
-        order, offsets = transposed(codes)
+        order, offsets = codes.by_latent()
         grad = grads[0][order]
         centred = x - b_dec if ctx.pre_bias else x
         grad_encoder = bag(centred, codes.rows()[order], offsets, grad)
@@ -87,13 +81,83 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, decoder, offsets = ctx.saved_tensors
-        codes: Codes = ctx.codes
-        grad = grads[0].contiguous()
-        bags = bags_of(offsets, codes.indices.numel())
-        grad_values = row_dots(grad, bags, decoder, codes.indices, offsets)
-        order, latent_offsets = transposed(codes)
-        grad_decoder = bag(grad, bags[order], latent_offsets, values[order])
+        grad_values, grad_decoder = _decode_backward(
+            ctx.codes, offsets, values, decoder, grads[0].contiguous(), *ctx.needs_input_grad[:2]
+        )
         return grad_values, grad_decoder, None, None
+
+
+def _decode_backward(
+    codes: Codes, offsets: Tensor, values: Tensor, decoder: Tensor, grad: Tensor, for_values: bool, for_decoder: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of values and decoder, given that of the bags ``[bag, d_out]``."""
+    bags = codes.rows() if offsets is codes.offsets else bags_of(offsets, codes.indices.numel())
+    grad_values = row_dots(grad, bags, decoder, codes.indices, offsets) if for_values else None
+    if not for_decoder:
+        return grad_values, None
+    order, latent_offsets = codes.by_latent()
+    return grad_values, bag(grad, bags[order], latent_offsets, values[order])
+
+
+class _SquaredErrors(torch.autograd.Function):
+    """Decoding and squared errors of nested prefixes in one go, with one ``[token, group, d_out]`` of memory.
+
+    The bag of every group becomes the error of its prefix by a running sum; backwards, the gradient of a group's bag is
+    the running sum of the errors from the last prefix to its own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, decoder: Tensor, base: Tensor, y: Tensor, codes: Codes, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        offsets = codes.offsets if len(sizes) == 1 else group_offsets(codes, sizes)
+        errors = bag(decoder, codes.indices, offsets, values).view(codes.tokens, len(sizes), -1)
+        sums = errors.new_zeros(len(sizes))
+        for rows in row_blocks(errors):
+            part = errors[rows]
+            for group in range(1, len(sizes)):
+                part[:, group] += part[:, group - 1]
+            part += ((base if base.dim() == 1 else base[rows]) - y[rows])[:, None]
+            sums += part.square().sum(dim=(0, 2))
+        ctx.save_for_backward(values, decoder, offsets, errors)
+        ctx.codes, ctx.single = codes, base.dim() == 1
+        residual = -errors[:, -1]
+        ctx.mark_non_differentiable(residual)
+        return sums, residual
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, decoder, offsets, errors = ctx.saved_tensors
+        groups = errors.shape[1]
+        factors = (2 * grads[0])[:, None]
+        for rows in row_blocks(errors):  # in place: a second backward pass is refused by autograd
+            part = errors[rows].mul_(factors)
+            for group in range(groups - 1, 0, -1):
+                part[:, group - 1] += part[:, group]
+        base = None
+        if ctx.needs_input_grad[2]:
+            base = errors[:, 0].sum(dim=0) if ctx.single else errors[:, 0]
+        grad_values, grad_decoder = _decode_backward(
+            ctx.codes, offsets, values, decoder, errors.flatten(0, 1), *ctx.needs_input_grad[:2]
+        )
+        return grad_values, grad_decoder, base, None, None, None
+
+
+def squared_errors(
+    codes: Codes, decoder: Tensor, base: Tensor, y: Tensor, sizes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """``[group]`` sums of the squared errors of nested prefixes, and the residual ``[token, d_out]`` of the last.
+
+    Prefix ``g`` reconstructs ``y`` by ``base`` and the latents of the first ``g + 1`` groups. The residual carries no
+    gradient, and only one backward pass is possible.
+
+    Args:
+        codes: latents, with gradient. decoder: ``[width, d_out]``.
+        base: ``[d_out]`` or ``[token, d_out]``. y: ``[token, d_out]``, which receives no gradient.
+        sizes: of the consecutive groups.
+    """
+    found: tuple[Tensor, Tensor] = _SquaredErrors.apply(codes.values, decoder, base, y, codes, sizes)  # type: ignore[assignment]
+    return found
 
 
 def row_dots(left: Tensor, left_rows: Tensor, right: Tensor, right_rows: Tensor, offsets: Tensor) -> Tensor:

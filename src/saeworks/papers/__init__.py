@@ -1,0 +1,1 @@
+"""One module per paper: runs its reproduction and returns its claims."""
