@@ -1,4 +1,4 @@
-"""How fast activations are harvested, against the bare forward pass of the same batches, and in how much memory.
+"""How fast activations are harvested, against the bare forward pass of the same batches.
 
     python benchmarks/harvest.py                                # one million tokens of the embedded model
     python benchmarks/harvest.py --model DIR --data FILE --site layers.6.resid_post --out harvest.json
@@ -11,28 +11,20 @@ the buffer fills and everything warms up, is not counted. Bare passes get their 
 and tokenises text, and mixes rows: the ratio is what all of that costs.
 
 On a shared machine compare processor seconds (``cpu_time_ratio_to_bare_forward``), which do not count waiting.
-
-Memory. Resident memory is sampled every few milliseconds, first during a forward pass of the largest batch, which
-gives the working memory of the model, then while the stream runs for the first time. The growth of the second is
-compared with a bound: buffer and three copies of a harvest batch by calculation, plus the model's working memory as
-measured.
+``harvest_memory.py`` measures the memory that harvesting holds.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +33,6 @@ import torch
 import transformers
 from torch import nn
 
-from saeworks.activations.contexts import ContextReader
 from saeworks.activations.streams import LiveStream
 from saeworks.activations.texts import open_texts
 from saeworks.errors import InputError
@@ -81,43 +72,8 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in use now (its peak, where the system tells nothing else)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def give_memory_back() -> None:
-    """Let the C library return freed memory, so that its reuse does not hide what comes next (glibc only)."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 @contextmanager
-def sampled_peak() -> Iterator[dict[str, int]]:
-    """Yields a dictionary that holds ``growth`` in bytes when the block has ended."""
-    give_memory_back()
-    before, found, stop = resident_bytes(), {"growth": 0}, threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(0.004):
-            found["growth"] = max(found["growth"], resident_bytes() - before)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        stop.set()
-        thread.join()
-
-
-@contextmanager
-def cut_off_behind(model: LanguageModel, site: str) -> Iterator[Callable[[TokenBatch], None]]:
+def cut_off_behind(model: LanguageModel, site: str) -> Generator[Callable[[TokenBatch], None]]:
     """A function that runs the bare model up to and including the layer of ``site``."""
     place = model.site(site)
     if place.layer < 0:
@@ -155,27 +111,14 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     model = load_language_model(asked.model, device=asked.device, dtype=asked.dtype)
     site = model.site(asked.site or f"layers.{(model.n_layers - 1) // 2}.resid_post")
     source = open_texts(asked.data)
-    reader = ContextReader(model, source, asked.context_length, asked.harvest_batch_size)
-    warm = [batch.tokens for batch, _ in zip(reader.batches(), range(20), strict=False)]
-    largest = max(warm, key=lambda batch: batch.token_ids.numel())
-    model.harvest(largest, [site.name])
-    with sampled_peak() as working:
-        model.harvest(largest, [site.name])
-    del reader
-
     rounds: list[dict[str, float]] = []
     # A refill takes in half a buffer at once; shorter rounds would see none, or one of their neighbour's.
     per_round = max(asked.tokens // asked.rounds, asked.buffer_tokens)
-    with sampled_peak() as memory:
-        stream = LiveStream(
-            model, source, site.name, asked.context_length, asked.buffer_tokens, asked.harvest_batch_size
-        )
-        for _ in range(max(2, 2 * asked.buffer_tokens // asked.batch)):
-            stream.next_batch(asked.batch)
+    stream = LiveStream(model, source, site.name, asked.context_length, asked.buffer_tokens, asked.harvest_batch_size)
     clock = Clock()
     clock.time(model, "harvest", "model", model.device)
     for method in ("push", "shuffle", "pop"):
-        clock.time(stream._buffer, method, "buffer", model.device)
+        clock.time(stream._buffer, method, "buffer", model.device)  # pyright: ignore[reportPrivateUsage]
     for _ in range(asked.rounds + 1):
         clock.seconds, clock.batches = {}, []
         start, cpu = time.perf_counter(), time.process_time()
@@ -196,10 +139,6 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         rounds.append({**entry, "cpu_ratio": cpu_whole / cpu_bare})
     counted = rounds[1:]
 
-    row_bytes = site.width * 4
-    bound = asked.buffer_tokens * (row_bytes + 32)
-    # Three copies of a harvest batch live at once: as captured, its kept rows, and what waits for the next refill.
-    bound += 3 * asked.harvest_batch_size * asked.context_length * (row_bytes + 24) + working["growth"]
     return {
         "benchmark": "harvest",
         "model": asked.model,
@@ -222,12 +161,6 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             "other": statistics.median(1 - (entry["model"] + entry["buffer"]) / entry["stream"] for entry in counted),
         },
         "padding_share_of_positions": statistics.median(entry["padding"] for entry in counted),
-        "memory": {
-            "growth_bytes": memory["growth"],
-            "model_working_bytes": working["growth"],
-            "bound_bytes": bound,
-            "growth_over_bound": memory["growth"] / bound,
-        },
         "machine": {
             "device": str(model.device),
             "dtype": asked.dtype,
@@ -265,14 +198,13 @@ def main() -> None:
     print(text)
     if asked.out is not None:
         asked.out.write_text(text + "\n")
-    ratio, share, memory = result["time_ratio_to_bare_forward"], result["share_of_time"], result["memory"]
+    ratio, share = result["time_ratio_to_bare_forward"], result["share_of_time"]
     print(
         f"{result['stream_tokens_per_second']['median']:,.0f} tokens/s through the stream, "
         f"{result['bare_forward_tokens_per_second']['median']:,.0f} through the bare forward pass: "
         f"time ratio {ratio['median']:.3f} ({ratio['least']:.3f} to {ratio['greatest']:.3f}), "
         f"processor time ratio {result['cpu_time_ratio_to_bare_forward']['median']:.3f}; "
-        f"buffer {share['buffer']:.1%} of the time; memory grew by {memory['growth_bytes'] / 2**20:.0f} MiB, "
-        f"bound {memory['bound_bytes'] / 2**20:.0f} MiB.",
+        f"buffer {share['buffer']:.1%} of the time.",
         file=sys.stderr,
     )
 

@@ -26,12 +26,14 @@ from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.evals import core, latents
 from saeworks.models.language_model import load_language_model
 from saeworks.results.envelope import Result
+from saeworks.results.tables import markdown, spread, summary
 from saeworks.training.member import MemberConfig
-from saeworks.training.recipes import RECIPES, recipe
+from saeworks.training.recipes import recipe
 from saeworks.training.schedules import default_learning_rate
 from saeworks.training.trainer import Trainer, TrainerConfig
 from saeworks.version import __version__
 
+NAMES = ("topk", "batch_topk", "matryoshka_batch_topk")
 COLUMNS = {
     "l0": "L0",
     "explained_variance": "explained variance",
@@ -47,7 +49,7 @@ COLUMNS = {
 
 def main() -> None:
     """Train, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--site", default="layers.2.resid_post")
     parser.add_argument("--width", type=int, default=1024)
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=600_000)
     parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, help="default: that of the width and the number of steps")
     parser.add_argument("--eval-tokens", type=int, default=65_536)
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     args = parser.parse_args()
@@ -90,10 +93,10 @@ def train(args: argparse.Namespace, model: Any) -> dict[str, Dictionary]:
     """All dictionaries of the grid in one pass over the world's training texts."""
     stream = LiveStream(model, open_texts(["world"]), args.site, buffer_tokens=64 * args.batch_size)
     config = TrainerConfig(tokens=args.tokens, batch_size=args.batch_size)
-    rate = default_learning_rate(args.width, config.steps)
+    rate = args.learning_rate or default_learning_rate(args.width, config.steps)
     members = [
         MemberConfig(recipe(name), args.width, k, seed, rate)
-        for name in RECIPES
+        for name in NAMES
         for k in args.k
         for seed in range(args.seeds)
     ]
@@ -119,19 +122,10 @@ def measures(dictionary: Dictionary, by_core: Result, by_latents: Result) -> dic
     return {key: float(value) for key, value in values.items() if value is not None}
 
 
-def summary(values: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean and range of every measure over the seeds."""
-    columns = {key: [v[key] for v in values] for key in values[0]}
-    return {key: {"mean": sum(v) / len(v), "min": min(v), "max": max(v)} for key, v in columns.items()}
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| recipe | k | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for row in rows:
-        cells = [f"{row[c]['mean']:.3f} ({row[c]['min']:.3f}–{row[c]['max']:.3f})" for c in COLUMNS]
-        lines.append(f"| {row['recipe']} | {row['k']:g} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [[row["recipe"], f"{row['k']:g}", *(spread(row[column]) for column in COLUMNS)] for row in rows]
+    return markdown(["recipe", "k", *COLUMNS.values()], cells)
 
 
 if __name__ == "__main__":

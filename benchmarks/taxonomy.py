@@ -27,6 +27,7 @@ from torch import Tensor
 from saeworks.activations.batches import ActivationBatch
 from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.models.language_model import LanguageModel, load_language_model
+from saeworks.results.tables import markdown, spread, summary
 from saeworks.runtime import generator
 from saeworks.training.member import MemberConfig
 from saeworks.training.recipes import recipe
@@ -48,7 +49,7 @@ class Names:
 
 def main() -> None:
     """Harvest, train, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/taxonomy"))
     parser.add_argument("--site", default="layers.2.resid_post")
     parser.add_argument("--width", type=int, default=512)
@@ -61,6 +62,9 @@ def main() -> None:
     model = load_language_model("world", device="cpu")
     train = harvest(model, args.site, corpus.documents(ROOT, "train", count=args.documents))
     test = harvest(model, args.site, corpus.documents(ROOT, "validation", count=args.documents // 4))
+    parents = parents_of(test)
+    if not parents:
+        raise SystemExit("taxonomy: too few names on the held-out texts to look for a parent; raise --documents.")
     members = [
         MemberConfig(recipe(name), args.width, k, seed, 3e-3)
         for name in RECIPES
@@ -69,7 +73,6 @@ def main() -> None:
     ]
     config = TrainerConfig(tokens=256 * args.steps, batch_size=256, checkpoint_seconds=1e9)
     done = Trainer(Rows(train.activations), members, config, args.out).run()
-    parents = parents_of(test)
     groups: dict[tuple[str, float], list[dict[str, float]]] = defaultdict(list)
     for dictionary in done.values():
         metadata = dictionary.cfg.metadata
@@ -198,27 +201,12 @@ def ceiling(train: Names, test: Names, parents: dict[str, list[str]]) -> float:
     ) / len(truths)
 
 
-def summary(values: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean and range of every measure over the seeds."""
-    columns = {key: [v[key] for v in values] for key in values[0]}
-    return {key: {"mean": sum(v) / len(v), "min": min(v), "max": max(v)} for key, v in columns.items()}
-
-
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table."""
-    rows = report["rows"]
-    columns = [key for key in rows[0] if key not in ("recipe", "k", "seeds")]
-    lines = ["| recipe | k | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for row in rows:
-        cells = [f"{row[c]['mean']:.3f} ({row[c]['min']:.3f}–{row[c]['max']:.3f})" for c in columns]
-        lines.append(f"| {row['recipe']} | {row['k']:g} | " + " | ".join(cells) + " |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{report['parents']} parents, {report['names']} names; linear probe F1 {report['linear_probe_f1']:.3f}",
-        ]
-    )
+    columns = [key for key in report["rows"][0] if key not in ("recipe", "k", "seeds")]
+    cells = [[row["recipe"], f"{row['k']:g}", *(spread(row[column]) for column in columns)] for row in report["rows"]]
+    counts = f"{report['parents']} parents, {report['names']} names; linear probe F1 {report['linear_probe_f1']:.3f}"
+    return f"{markdown(['recipe', 'k', *columns], cells)}\n\n{counts}"
 
 
 if __name__ == "__main__":
