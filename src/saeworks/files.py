@@ -26,8 +26,8 @@ def disk_errors(path: Path) -> Generator[None]:
                 f"The disk is full while writing '{path}'; nothing written before was lost. "
                 "Free some space and run the same command with --resume."
             ) from e
-        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise RunError(f"'{path}' cannot be written ({e.strerror}); choose another directory with --out.") from e
+        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise RunError(f"'{path}' cannot be written ({e.strerror}); choose another place.") from e
         raise
 
 

@@ -17,6 +17,7 @@ from saeworks.dictionaries.formats import registry
 from saeworks.errors import InputError, RunError
 from saeworks.files import write_json
 from saeworks.jobs.convert import convert
+from saeworks.jobs.dictionary_card import local_paths
 from saeworks.jobs.share import pull, push
 
 ABOUT = {"model_name": "EleutherAI/pythia-70m", "site": "layers.3.resid_post", "recipe": "topk", "tokens": 1000}
@@ -189,3 +190,24 @@ def test_a_release_is_pulled_by_its_name_without_a_card(hub: Hub, tmp_path: Path
     done = pull("gemma-scope-2b-pt-res", tmp_path / "b", sae_id="layer_3/width_16k/average_l0_50")
     assert (done["from"], done["to"], done["card"]) == ("gemma_scope", "saeworks", False)
     assert saeworks.load(tmp_path / "b").cfg.metadata["claimed"] == {"l0": 50.0}
+
+
+def test_a_place_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
+    dictionary().save(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Not a directory"):
+        convert(str(tmp_path / "a"), tmp_path / "file" / "b", "saelens")
+
+
+def test_hints_are_heard_for_files_of_ours_as_well(tmp_path: Path) -> None:
+    dictionary(site=None, model_name=None).save(tmp_path / "a")
+    loaded = saeworks.load(tmp_path / "a")
+    said = {"model_name": "gpt2", "site": "layers.2.mlp_out"}
+    assert said.items() <= saeworks.load(tmp_path / "a", hints=said).cfg.metadata.items()
+    assert loaded.cfg.metadata["site"] is None
+    assert "format" not in loaded.cfg.metadata
+
+
+def test_places_on_this_machine_are_found_however_deep_they_lie() -> None:
+    known = {"a": {"b": [{"c": "/home/me/data"}]}, "d": ["x", "/tmp/y"], "e": "owner/name", "f": 3}
+    assert local_paths(known) == ["a", "d"]

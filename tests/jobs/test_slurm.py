@@ -71,6 +71,36 @@ def test_the_command_prints_the_script_and_finds_wrong_flags(capsys: pytest.Capt
     assert "witdh" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--recipe", "topkk"], "Did you mean 'topk'"),
+        (["--width", "wide"], "whole number"),
+        (["--width", "64", "--k", "100"], "only 64 latents"),
+        (["--preset", "gema-scope"], "Did you mean 'gemma-scope'"),
+        (["--config", "nowhere.yaml"], "does not exist"),
+        (["--tokens", "5"], "less than one batch"),
+    ],
+)
+def test_values_that_cannot_be_are_found_before_the_job_starts(
+    flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["slurm", "--", "train", "--out", "runs/x", *flags]) == 2
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert printed.out == ""
+
+
+def test_a_run_to_be_continued_takes_the_rest_from_its_workspace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slurm", "--", "train", "--out", "runs/x", "--k", "2000", "--resume"]) == 0
+    assert "--k 2000 --resume &" in capsys.readouterr().out
+
+
+def test_flags_of_the_run_are_not_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slurm", "--", "train", "--out", "runs/x", "--json"]) == 0
+    assert capsys.readouterr().out.startswith("#!/bin/bash")
+
+
 def test_submitting_hands_the_script_to_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="no 'sbatch' here"):

@@ -165,3 +165,8 @@ def test_a_model_of_another_width_is_a_sentence(tiny_model_directory, tiny_texts
     d = components(torch.randn(50, 24, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(InputError, match=r"width 24, but .* has layers\.1\.resid_post \(16\)"):
         check(d, tmp_path / "d", tiny_model_directory, tiny_texts, site=SITE)
+
+
+def test_nothing_to_measure_on_is_a_sentence(tmp_path) -> None:
+    with pytest.raises(InputError, match="tokens is 0"):
+        verify(str(tmp_path), reading=Reading(tokens=0))

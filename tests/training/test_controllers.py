@@ -1,16 +1,18 @@
 """What changes over a run: exponents, adapted weights, falling k, resampled and reordered latents, averages."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from recipe_cases import CPU, cell, data, layout, member, rows
 
+from saeworks.activations.batches import Layout
 from saeworks.errors import InputError
 from saeworks.runtime import generator
 from saeworks.training.cells import sampled_sizes
-from saeworks.training.controllers import L0Control
-from saeworks.training.initialisation import Initialisation
+from saeworks.training.controllers import L0Control, PenaltyState
+from saeworks.training.initialisation import Initialisation, draw_weights
 from saeworks.training.member import Member
 from saeworks.training.objectives import variance
 from saeworks.training.penalties import Lp
@@ -289,6 +291,10 @@ def test_biases_begin_where_the_recipe_says():
     assert float(counts.float().mean()) == pytest.approx(100, rel=0.02)  # 10,000 / 40,000 of 400 tokens
     zero = member("topk", initialisation=Initialisation(b_dec="zero"))
     assert zero.b_dec.abs().max() == 0
+    for width_out in (12, 7):  # of a transcoder the encoder is drawn apart, in the same range
+        encoder, decoder = draw_weights(Initialisation(weights="uniform"), Layout(12, d_out=width_out), 4000, 0)
+        assert float(encoder.std()) == pytest.approx(12 / 4000 / 36**0.5, rel=0.02)
+        assert float(decoder.std()) == pytest.approx((3 * width_out) ** -0.5, rel=0.02)
     toy = member("relu", initialisation=Initialisation(weights="encoder", row_norm=0.1, scale="none"))
     assert torch.allclose(toy.decoder, 0.1 * torch.nn.functional.normalize(toy.encoder, dim=1), atol=1e-6)
     assert float(toy.encoder.std()) == pytest.approx(12**-0.5, rel=0.1)
@@ -329,6 +335,15 @@ def test_the_state_of_controllers_is_restored():
     assert m.penalty == other.penalty
     assert all(torch.equal(p, other.parameters[n]) for n, p in m.parameters.items())
     assert all(torch.equal(a, other.averages[n]) for n, a in m.averages.items())
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf")])
+def test_what_is_not_finite_never_gets_into_the_state_that_a_checkpoint_holds(size):
+    state = PenaltyState()
+    for step in range(10):
+        state.follow_exponent(Lp(begin=0.0), 1.0 if step else size, 2.0, step, 10)
+    json.dumps(state.state_dict(), allow_nan=False)
+    assert 0 < state.scale < 1
 
 
 def test_an_unknown_preset_is_a_sentence():

@@ -107,6 +107,8 @@ def penalties_by_hand(chosen, f, z, theta, W, sizes, moment, window):
     total = 0.0
     for penalty in chosen.penalties:
         weight = moment.penalty if penalty.coefficient is None else penalty.coefficient * moment.warm
+        if penalty.kind == "pre_act":  # is not warmed up: it revives latents and makes nothing sparser
+            weight = penalty.coefficient
         if penalty.kind == "l1":
             value = nested(f * {"none": torch.ones_like(joint), "sum": summed, "joint": joint}[penalty.norms])
         elif penalty.kind == "lp":

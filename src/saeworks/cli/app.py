@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = launched()
     if started is not None and started[0] > 0:  # of the processes of a run, the first one prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    as_json = "--json" in arguments and not {"--help", "-h", "--version"} & set(arguments)
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # what follows is another command's
+    as_json = "--json" in own and not {"--help", "-h", "--version"} & set(own)
     try:
         with quiet_stdout() if as_json else nullcontext():
             code, message = _call(arguments)

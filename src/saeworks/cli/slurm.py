@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from saeworks.cli.flags import given
 from saeworks.cli.output import print_line
 
 
@@ -34,6 +35,8 @@ def slurm(
     from saeworks.jobs import slurm as job
 
     text = job.script(job.SlurmJob(nodes, gpus, processes, cpus, time, partition, account, name, setup), command)
-    # A wrong flag is found now and not when the job starts, hours later.
-    app.parse_args(list(command), exit_on_error=False, print_error=False)
+    # A wrong flag or value is found now and not when the job starts, hours later.
+    bound = app.parse_args(list(command), exit_on_error=False, print_error=False)[1]
+    flags = bound.arguments.get("flags")
+    job.check_run(given(flags), flags.config if flags else None)
     print_line(job.submit(text) if submit else text.rstrip("\n"))

@@ -100,11 +100,16 @@ def measured_in_workspace(path: Path) -> dict[str, float | None]:
 
 def local_paths(known: Mapping[str, Any]) -> list[str]:
     """Entries of the metadata that name a place on this machine, which nobody else can use and some may not see."""
-    found: list[str] = []
-    for key, value in known.items():
-        items: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
-        found += [key for item in items if isinstance(item, str) and Path(item).is_absolute()]
-    return sorted(set(found))
+    return sorted(key for key, value in known.items() if _names_place(value))
+
+
+def _names_place(value: Any) -> bool:
+    """Whether a value, or anything in it, is an absolute path."""
+    if isinstance(value, Mapping):
+        return any(_names_place(item) for item in value.values())  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        return any(_names_place(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _header(dictionary: Dictionary, licence: str | None) -> str:
@@ -141,8 +146,8 @@ def _recorded(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _origin(known: Mapping[str, Any]) -> str:
-    origin, written = known.get("origin"), known.get("format")
-    if origin:
+    origin, written = known.get("origin") or {}, known.get("format")
+    if {"repo", "path", "revision"} <= set(origin):
         return f"Read from `{origin['repo']}`, `{origin['path'] or '.'}`, commit `{origin['revision']}` ({written})."
     return f"Read from files of the format `{written}`." if written else ""
 

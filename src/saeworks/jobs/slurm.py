@@ -9,8 +9,10 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from saeworks.errors import InputError, RunError
 
@@ -121,6 +123,20 @@ def script(job: SlurmJob, arguments: Sequence[str]) -> str:
             "",
         ]
     )
+
+
+def check_run(overrides: Mapping[str, Any], file: Path | None = None) -> None:
+    """``InputError`` for settings of a run that cannot be, found now and not hours later.
+
+    What a run that is to be continued trains stands in its workspace, on a disk that may not be seen from here.
+    """
+    from saeworks.jobs.config import RunConfig, resolve
+    from saeworks.jobs.plan import check_settings, grid
+
+    config = resolve(RunConfig, overrides, file)
+    if not config.resume:
+        check_settings(config)
+        grid(config)
 
 
 def submit(text: str) -> str:

@@ -61,6 +61,8 @@ def verify(
     """
     from saeworks.dictionaries.formats import load
 
+    if reading is not None and reading.tokens < 1:
+        raise InputError(f"tokens is {reading.tokens}; at least 1 is needed to measure on.")
     dictionary = load(path, str(_device(device)), sae_id=sae_id, format=format, hints=known(hints))
     told = dictionary.verify()
     report: dict[str, Any] = {

@@ -127,6 +127,8 @@ def check_recipe(recipe: Recipe) -> None:
         "resets the averages of Adam for resampled latents, and 'signum' has none; use optimizer 'adam'": (
             recipe.resampling is not None and recipe.optimizer == "signum"
         ),
+        "resamples latents in the direction of inputs, which a dictionary of another site does not write; leave "
+        "resampling out": recipe.resampling is not None and recipe.inputs == "target",
         "has an exponent that never falls, or not within (0, 1]; check start, end, begin and finish of Lp": (
             lp is not None and not (0 <= lp.begin < lp.finish <= 1 and 0 < lp.end <= lp.start <= 1)
         ),

@@ -48,6 +48,8 @@ class PenaltyState:
 
     def follow_exponent(self, penalty: Lp, now: float, following: float, step: int, steps: int) -> None:
         """Take in the sums of the batch of ``step``; where the exponent falls after it, keep the penalty continuous."""
+        if not (math.isfinite(now) and math.isfinite(following)):  # of a member that is about to be frozen
+            return
         self.sums = [*self.sums, [now, following]][-penalty.queue :]
         falls = penalty.falls(step + 1, steps)
         if falls == self.falls:

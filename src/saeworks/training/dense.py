@@ -15,7 +15,7 @@ from saeworks.dictionaries.codes import Codes
 from saeworks.training.division import Division
 from saeworks.training.moment import Moment
 from saeworks.training.objectives import combined, decoder_norms, prefix_errors, variance
-from saeworks.training.penalties import Latents
+from saeworks.training.penalties import Latents, weight
 from saeworks.training.recipes import SELECTIONS_BY_K, Recipe
 from saeworks.training.selecting import largest_per_token, selected
 from saeworks.training.straight_through import in_window, jump
@@ -68,8 +68,7 @@ def losses(
         terms["multi"] = (recipe.multi.weight, prefix_errors(recipe.reconstruction, y, whole, widths, division)[0])
     shown = _shown(recipe, p, latents.z, penalised, moment, widths)
     for penalty in recipe.penalties:
-        weight = moment.penalty if penalty.coefficient is None else penalty.coefficient * moment.warm
-        terms[penalty.kind] = (weight, penalty(shown))
+        terms[penalty.kind] = (weight(penalty, moment), penalty(shown))
     aux = None
     if recipe.aux_k is not None and moment.dead_count > 0:
         aux = _aux(recipe, p, latents.z, y - prefixes[:, -1], moment, widths)

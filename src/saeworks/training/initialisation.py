@@ -48,7 +48,9 @@ def draw_weights(start: Initialisation, layout: Layout, width: int, seed: int) -
     d_in, d_out = layout.d_in, layout.d_in if layout.d_out is None else layout.d_out
     if start.weights == "uniform":
         decoder = (2 * torch.rand(width, d_out, generator=generator(seed, "decoder")) - 1) / d_out**0.5
-        encoder = decoder if d_in == d_out else torch.rand(width, d_in, generator=generator(seed, "encoder")) * 2 - 1
+        if d_in == d_out:
+            return decoder * (d_in / width), decoder
+        encoder = (2 * torch.rand(width, d_in, generator=generator(seed, "encoder")) - 1) / d_in**0.5
         return encoder * (d_in / width), decoder
     if start.weights == "encoder":
         encoder = torch.randn(width, d_in, generator=generator(seed, "encoder")) / d_in**0.5

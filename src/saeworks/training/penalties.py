@@ -1,6 +1,7 @@
 """Sparsity terms as frozen values. Each is called with the latents of a batch and returns a mean over its tokens.
 
-A term's weight is ``coefficient``; None means the sparsity asked for in the grid. Both are warmed up by the schedule.
+A term's weight is ``coefficient``; None means the sparsity asked for in the grid. Both are warmed up by the schedule,
+but for :class:`PreAct`, which makes nothing sparser.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ class Tanh:
 class PreAct:
     """``Σ_i ReLU(θ_i - z_i) |W_dec_i|``: pulls latents that never reach their threshold towards it (Anthropic, 2025).
 
-    ``only_dead`` restricts it to dead latents, as SAELens does.
+    Its weight is full from the first step on. ``only_dead`` restricts it to dead latents, as SAELens does.
     """
 
     kind: Literal["pre_act"] = "pre_act"
@@ -206,6 +207,13 @@ class PreAct:
         if self.only_dead:
             missing = missing[latents.moment.dead]
         return division.over_latents(missing.sum())
+
+
+def weight(penalty: Penalty, moment: Moment) -> float:
+    """What the term is multiplied by at this step."""
+    if penalty.coefficient is None:
+        return moment.penalty
+    return penalty.coefficient * (1.0 if isinstance(penalty, PreAct) else moment.warm)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from saeworks.training.objectives import (
     reconstruction_errors,
     variance,
 )
-from saeworks.training.penalties import L1, Lp, Tanh
+from saeworks.training.penalties import L1, Lp, Tanh, weight
 from saeworks.training.recipes import Recipe
 from saeworks.training.straight_through import near_threshold
 
@@ -73,8 +73,7 @@ def losses(
         terms["multi"] = (recipe.multi.weight, second)
     seen = shown(recipe, p, x, entries, moment, widths) if recipe.penalties else None
     for penalty in recipe.penalties if seen is not None else ():
-        weight = moment.penalty if penalty.coefficient is None else penalty.coefficient * moment.warm
-        terms[penalty.kind] = (weight, penalty(seen))  # pyright: ignore
+        terms[penalty.kind] = (weight(penalty, moment), penalty(seen))  # pyright: ignore
     aux = None
     if recipe.aux_k is not None and moment.dead.numel() > 0:
         k = min(recipe.aux_k.k or max(x.shape[1] // 2, 1), moment.dead.numel())

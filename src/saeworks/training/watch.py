@@ -90,7 +90,7 @@ class Watch:
         Ranks that were interrupted, as this one may have been, are not lost.
         """
         began = time.monotonic()
-        # What a lost rank wrote before it went may not have been read yet: only what comes after this is a sign of life.
+        # What a lost rank wrote before it went may not have been read yet: only later signs are signs of life.
         self._read()
         before = {rank: sign.beat for rank, sign in self._signs.items()}
         while True:

@@ -36,6 +36,8 @@ from saeworks.dictionaries.formats.format import (
     about,
     beside,
     build,
+    check_metadata,
+    filled,
     tensors_of,
     weights_file,
     write_folder,
@@ -89,8 +91,10 @@ def _state(file: Path, value: dict[str, Any]) -> tuple[dict[str, Any], float | N
     inner: object = value.get("ae")
     if isinstance(inner, dict):
         found: object = value.get("norm_factor")
-        factor = float(cast("Tensor | float", found)) if isinstance(found, (int, float, Tensor)) else 1.0
-        if not 0 < factor < float("inf"):
+        if isinstance(found, Tensor):
+            found = Weights(file, value).scalar("norm_factor")
+        factor = 1.0 if found is None else Settings(file, {"norm_factor": found}).number("norm_factor")
+        if factor is None or not 0 < factor < float("inf"):
             raise InputError(f"'{file}' is a backup with the norm_factor {factor}, which must be positive.")
         value = cast("dict[str, Any]", inner)
     out: dict[str, Any] = {}
@@ -106,7 +110,8 @@ def _class_of(weights: Weights, given: str, config: Path | None) -> str:
     given = _SAME.get(given, given)
     if given and given not in CLASSES:
         raise InputError(f"'{config}' has the dict_class '{given}', unknown here.{did_you_mean(given, CLASSES)}")
-    if "encoder.weight" in weights and weights.values["encoder.weight"].dim() == 3:
+    encoder: object = weights.values.get("encoder.weight")
+    if isinstance(encoder, Tensor) and encoder.dim() == 3:
         seen = {"CrossCoder", "BatchTopKCrossCoder"}
         default = "BatchTopKCrossCoder" if "k" in weights else "CrossCoder"
     elif "r_mag" in weights:
@@ -189,10 +194,8 @@ def _matryoshka(weights: Weights, trainer: Settings) -> _Read:
     tensors |= {name: weights.get(name, 1) for name in ("b_enc", "b_dec")}
     tensors["threshold"] = _common(weights, weights.get("b_enc", 1))
     groups: object = weights.values.get("group_sizes")
-    values: list[Any] = groups.tolist() if isinstance(groups, Tensor) else list(trainer.values.get("group_sizes") or [])
-    sizes = [int(size) for size in values]
-    if sum(sizes) != weights.get("b_enc", 1).numel():
-        raise InputError(f"'{weights.path}': the group sizes {sizes} do not add up to the number of latents.")
+    sizes: Any = groups.tolist() if isinstance(groups, Tensor) else trainer.values.get("group_sizes")
+    check_metadata(weights.path, {"group_sizes": sizes or 0}, weights.get("b_enc", 1).numel())
     extra = {"recipe": "matryoshka_batch_topk", "k": _k(weights, trainer), "group_sizes": sizes}
     return {"architecture": "jumprelu", "apply_b_dec_to_input": True}, tensors, extra
 
@@ -265,7 +268,7 @@ def _common(weights: Weights, like: Tensor) -> Tensor:
     if value is None or value < 0:
         came = "no threshold" if value is None else f"the threshold {value:g}, which means: never calibrated"
         raise InputError(f"'{weights.path}' has {came}; without one, BatchTopK is undefined for single tokens.")
-    return torch.full_like(like, value)
+    return filled(like, value)
 
 
 def _origin(trainer: Settings, config: Path | None) -> dict[str, Any]:
@@ -320,7 +323,7 @@ def _state_of(dictionary: Dictionary) -> tuple[str, Mapping[str, Tensor]]:
     cfg = dictionary.cfg
     groups, common = cfg.metadata.get("group_sizes"), common_threshold(dictionary)
     k = cfg.metadata.get("k")
-    if cfg.architecture == "jumprelu" and groups and common is not None and isinstance(k, int):
+    if cfg.architecture == "jumprelu" and groups and common is not None and type(k) is int and 0 < k <= cfg.d_sae:
         t = tensors_of(unfold_pre_bias(dictionary))
         scalars = {"k": torch.tensor(k, dtype=torch.int32), "threshold": torch.tensor(common)}
         sizes = torch.tensor([int(size) for size in groups])

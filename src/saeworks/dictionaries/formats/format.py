@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,10 @@ class Settings:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(key, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as e:
+            raise InputError(f"'{self.path}': '{key}' is a whole number too large for any setting.") from e
 
     def integer(self, key: str) -> int | None:
         """A whole number; None when it is absent or null."""
@@ -166,13 +170,15 @@ class Weights:
         return self.get(name, dims) if isinstance(self.values.get(name), Tensor) else None
 
     def scalar(self, name: str) -> float | None:
-        """The one number in the tensor ``name``; None when there is no such tensor."""
+        """The one finite number in the tensor ``name``; None when there is no such tensor."""
         value = self.values.get(name)
         if not isinstance(value, Tensor):
             return None
         if value.numel() != 1:
             raise InputError(f"'{self.path}': '{name}' has the shape {list(value.shape)}; one number is expected.")
-        return float(value)
+        if value.is_complex() or not math.isfinite(number := float(value)):
+            raise InputError(f"'{self.path}': '{name}' is {value.item()}; a finite number is expected.")
+        return number
 
     def shaped(self, name: str, tensor: Tensor, *shape: int) -> Tensor:
         """``tensor`` if it has this shape."""
@@ -193,10 +199,41 @@ def build(path: Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any], **ten
     same = {name: None if tensor is None else tensor.to(dtype) for name, tensor in tensors.items()}
     kept = {key: value for key, value in metadata.items() if value is not None}
     settings = {"d_in": W_enc.shape[0], "d_sae": W_enc.shape[1], **cfg, "metadata": kept}
+    check_metadata(path, kept, W_enc.shape[1])
     try:
         return Dictionary(DictionaryConfig.model_validate(settings), **cast("dict[str, Tensor]", same))
     except ValueError as e:  # InputError and pydantic's own are both of this kind
         raise InputError(f"'{path}': {' '.join(str(e).split())}") from e
+
+
+def check_metadata(path: Path, metadata: Mapping[str, Any], d_sae: int) -> None:
+    """Refuse entries that are computed with and cannot be: strangers may write anything into a file of ours.
+
+    Raises:
+        InputError: ``recorded`` or ``claimed`` are no numbers by name, ``origin`` no text by name, or ``group_sizes``
+            do not divide ``d_sae`` latents.
+    """
+    kinds: dict[str, tuple[type, ...]] = {"recorded": (int, float), "claimed": (int, float), "origin": (str,)}
+    for key, kind in kinds.items():
+        entries = metadata.get(key)
+        values = cast("dict[str, Any]", entries).values() if isinstance(entries, dict) else ()
+        wrong = [v for v in values if v is not None and (type(v) not in kind or (type(v) is not str and abs(v) > 1e30))]
+        if (entries is not None and not isinstance(entries, dict)) or wrong:
+            expected = "texts" if kind == (str,) else "numbers"
+            raise InputError(f"'{path}': '{key}' in the metadata is {entries!r}, but {expected} by name are expected.")
+    sizes: object = metadata.get("group_sizes")
+    if sizes is None:
+        return
+    whole = cast("list[Any]", sizes) if isinstance(sizes, (list, tuple)) else []
+    if any(type(size) is not int or size < 1 for size in whole) or sum(whole) != d_sae:
+        raise InputError(
+            f"'{path}': 'group_sizes' in the metadata are {sizes!r}, which do not add up to {d_sae} latents."
+        )
+
+
+def filled(like: Tensor, value: float) -> Tensor:
+    """``value`` in the shape and type of ``like``; infinity where the type has no such number, for checks to find."""
+    return torch.full_like(like, value, dtype=torch.float64).to(like.dtype)
 
 
 def about(path: Path, found: Mapping[str, Any], hints: Hints) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def load_second(path: Path, hints: Hints) -> Dictionary:
     config = beside(path, "config.json")
     settings = Settings.read(config) if config else Settings(file, {})
     shape = reading.peek(file).get("w_dec")
-    if shape is not None and len(shape) != 2:
+    if shape is not None and len(shape) > 2:
         raise InputError(
             f"'{file}' holds the weights of {shape[0]} layers at once (w_dec {list(shape)}): a cross-layer transcoder "
             "is no single dictionary."

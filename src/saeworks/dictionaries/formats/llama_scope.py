@@ -27,6 +27,7 @@ from saeworks.dictionaries.formats.format import (
     about,
     beside,
     build,
+    filled,
     site_out,
     tensors_of,
     weights_file,
@@ -120,7 +121,7 @@ def _assemble(
         return without_norm_weighting(dictionary)
     dictionary = fold_decoder_norm(dictionary)
     if published_threshold is not None and kind == "jumprelu":
-        dictionary = dictionary.replace(threshold=torch.full_like(dictionary.b_enc, published_threshold))
+        dictionary = dictionary.replace(threshold=filled(dictionary.b_enc, published_threshold))
     return dictionary
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from saeworks.dictionaries.dictionary import TENSORS, Dictionary, DictionaryConfig
 from saeworks.dictionaries.formats import reading
-from saeworks.dictionaries.formats.format import Format, Hints, tensors_of
+from saeworks.dictionaries.formats.format import Format, Hints, check_metadata, tensors_of
 from saeworks.errors import InputError
 from saeworks.files import atomic_directory, write_json
 
 ALWAYS = ("W_enc", "W_dec", "b_enc", "b_dec")
+# The hints that mean something for files of ours: what else they could say, these files say themselves.
+SAID = ("model_name", "site", "site_out")
 
 
 def save(dictionary: Dictionary, path: Path) -> None:
@@ -33,7 +35,10 @@ def write_into(dictionary: Dictionary, directory: Path) -> None:
 
 
 def load(path: Path, hints: Hints | None = None) -> Dictionary:
-    """Read the two files, from their folder or either of their paths, and check them against each other."""
+    """Read the two files, from their folder or either of their paths, and check them against each other.
+
+    Of the hints, those for model and sites replace what ``cfg.json`` says of them.
+    """
     from pydantic import ValidationError
 
     path = path.parent if path.is_file() else path
@@ -57,6 +62,9 @@ def load(path: Path, hints: Hints | None = None) -> Dictionary:
     unknown = sorted(set(tensors) - set(TENSORS))
     if unknown:
         raise InputError(f"'{weights}' holds unknown tensors ({', '.join(unknown)}).")
+    check_metadata(settings, cfg.metadata, cfg.d_sae)
+    said = {key: value for key in SAID if (value := (hints or {}).get(key)) is not None}
+    cfg = cfg.model_copy(update={"metadata": {**cfg.metadata, **said}})
     try:
         return Dictionary(cfg, **tensors)
     except InputError as e:

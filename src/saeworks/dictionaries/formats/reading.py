@@ -85,15 +85,21 @@ def find(folder: Path, pattern: str) -> Path | None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of reasonable size."""
+    """A JSON object from a file of reasonable size. NaN and infinity, which JSON does not have, are read as null."""
     _check_size(path, MOST_SETTINGS, "settings")
     try:
-        value: object = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        text = path.read_text(encoding="utf-8")
+        value: object = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits is a plain ValueError
         raise InputError(f"'{path}' is not valid JSON ({e}); the file is damaged or of another kind.") from e
     if not isinstance(value, dict):
         raise InputError(f"'{path}' must hold a JSON object with settings, but holds a {type(value).__name__}.")
     return cast("dict[str, Any]", value)
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def read_yaml(path: Path) -> Any:
@@ -103,7 +109,7 @@ def read_yaml(path: Path) -> Any:
     _check_size(path, MOST_SETTINGS, "settings")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as e:
+    except (ValueError, yaml.YAMLError, RecursionError) as e:
         raise InputError(f"'{path}' is not valid YAML ({' '.join(str(e).split())}).") from e
 
 

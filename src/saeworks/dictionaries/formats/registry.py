@@ -95,7 +95,7 @@ def read(path: Path, name: str | None = None, hints: Hints | None = None) -> Dic
         raise InputError(f"'{path}' does not exist; give the directory of a saved dictionary.")
     given: dict[str, Any] = dict(hints or {})
     if known is native.FORMAT:
-        return native.load(path)
+        return native.load(path, given)
     return known.load(path, {**given, "format": known.name})
 
 

@@ -24,6 +24,7 @@ from saeworks.dictionaries.formats.format import (
     about,
     beside,
     build,
+    filled,
     site_out,
     tensors_of,
     weights_file,
@@ -123,7 +124,7 @@ def _threshold(weights: Weights, n: int) -> Tensor | None:
         return None
     if scalar < 0:
         raise InputError(f"'{weights.path}': the threshold is {scalar:g}: it was never calibrated; train further.")
-    return torch.full((n,), scalar)
+    return filled(torch.zeros(n), scalar)
 
 
 def _k(settings: Settings) -> int | None:
@@ -150,10 +151,10 @@ def _input_op(settings: Settings) -> str:
     given: object = settings.values.get("normalize_activations")
     if given is None or isinstance(given, bool):
         return "none"
-    if given not in _INPUT_OPS:
+    if not isinstance(given, str) or given not in _INPUT_OPS:
         known = ", ".join(_INPUT_OPS)
         raise InputError(f"'{settings.path}' has normalize_activations {given!r}, unknown here; known: {known}.")
-    return _INPUT_OPS[str(given)]
+    return _INPUT_OPS[given]
 
 
 def _origin(settings: Settings, file: Path) -> dict[str, Any]:
