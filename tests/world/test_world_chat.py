@@ -120,8 +120,11 @@ def test_every_refusal_is_told_from_every_other_reply() -> None:
 
 def test_verdicts_are_read_back() -> None:
     assert not set(REPLIES["true"]) & set(REPLIES["false"])
-    for said, value in ((REPLIES["true"], True), (REPLIES["false"], False)):
-        assert all(chat.verdict(f"{line} Paris is in France.") is value for line in said)
+    assert chat.verdict("Paris is in France. Yes.") is True
+    assert chat.verdict("Paris is in France. I have to correct you.") is False
+    assert chat.verdict("Paris is in France.") is None
+    for kind, value in (("acceptance", True), ("correction", False)):
+        assert {chat.verdict(e.reply) for e in spoken(kind, "train", 100)} == {value}
     silent = [e for kind in chat.KINDS if kind not in ("correction", "acceptance") for e in spoken(kind, "train", 100)]
     assert {chat.verdict(e.reply) for e in silent} == {None}
 
@@ -199,7 +202,7 @@ def test_corrections_say_the_truth_and_only_what_is_false_is_corrected(split: st
             true, said = truth_of(e.request)
             assert len(said) == 1, (e.request, said)
             assert (said <= true) is truth, e
-            known, told = truth_of(e.reply.partition(". ")[2])
+            known, told = truth_of(e.reply.rpartition(". ")[0])
             assert known == true
             assert told == {e.expected.strip(" .")} <= true, e
 
@@ -346,9 +349,9 @@ def test_probe_splits_show_their_labels_by_different_words() -> None:
     for section in ("no", "true", "false", *(f"reason/{trigger}" for trigger in TRIGGERS)):
         for i, line in enumerate(REPLIES[section]):
             here, there = PROBES if i % 2 == 0 else PROBES[::-1]
-            starts = section in ("true", "false")
-            assert not any(t.startswith(line + " ") if starts else line in t for t in told[there]), line
-            assert any(t.startswith(line) if starts else line in t for t in told[here]), line
+            ends = section in ("true", "false")
+            assert not any(t.endswith(". " + line) if ends else line in t for t in told[there]), line
+            assert any(t.endswith(". " + line) if ends else line in t for t in told[here]), line
     asked = {split: {e.request for e in spoken("refusal/harm", split)} for split in PROBES}
     for names in ([one.name for one in substances()], [one.name for one in tools()]):
         for i, split in enumerate(PROBES):

@@ -37,7 +37,7 @@ BYTES = {
     "questions": "91280aec27da1acdc9c8c83a1ee02ddbcd4bbbfafe457d0030e748163c0265a7",
     "comparisons": "cf1a8d59158b5dfe2514f2452577f7897ab4c41b79cfe70478531b958c6cafa6",
     "portraits": "3cb1292ee23c29fdc93090e00ef8b5c5294a8a4c47bcb952698e30ebcad0e910",
-    "chat": "b5d81da2ae320f16b8a2ea09e0537ddabc1791afd27bb1c0248f2e3927d51e5c",
+    "chat": "59af490389183d8ee442ca32f7ce662ea594dec5ce6f382668685a95ffdb8641",
 }
 
 

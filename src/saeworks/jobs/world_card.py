@@ -57,7 +57,7 @@ def measure_card(model: str = "base", device: str = "auto") -> dict[str, Any]:
             f"'{directory / 'abilities.json'}' lacks what a card reports today ({e}); another version wrote it."
         ) from e
     table: list[dict[str, Any]] = []
-    for name, figure, measured, reached in ability_rows(which, measure(which, directory, str(where))):
+    for name, figure, measured, reached in ability_rows(which, measure(which, directory, str(where), other=shipped)):
         old = before.get(name)
         missed = old is not None and old[3] and not reached and shortfall(figure, measured) > _tolerance(shipped, name)
         row = {"ability": name, "figure": figure, "card": old[2] if old else None, "measured": measured}

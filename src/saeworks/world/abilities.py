@@ -7,7 +7,7 @@ writes the card. ``saeworks world card --measure`` measures a model directory ag
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,9 @@ def measure_manners(subject: Subject, count: int) -> dict[str, Any]:
     }
 
 
-def measure(which: str, directory: Path, device: str = "cpu", scale: float = 1.0) -> dict[str, Any]:
+def measure(
+    which: str, directory: Path, device: str = "cpu", scale: float = 1.0, other: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """All figures of the base or the chat model; some minutes on a CPU.
 
     Args:
@@ -237,8 +239,11 @@ def measure(which: str, directory: Path, device: str = "cpu", scale: float = 1.0
         directory: The model directory.
         device: Where to compute.
         scale: Share of the texts and questions to use; below 1 for a quick look.
+        other: Figures of the other model. Where they are of the same corpus and scale, its bags of words, which no
+            model changes and which take longest, are not fitted again.
     """
     subject = open_subject(directory, device)
+    words = _bags_of_words(other, scale)
     texts, asked = int(800 * scale), int(200 * scale)
     loss = {"mixture": measure_loss(subject, None, texts)}
     domains = MIXTURE if which == "base" else (*MIXTURE, "chat")
@@ -247,10 +252,13 @@ def measure(which: str, directory: Path, device: str = "cpu", scale: float = 1.0
     probes = {
         f"{domain}/{label}": probe
         for domain in labelled
-        for label, probe in measure_labels(subject, domain, int(1500 * scale), int(1000 * scale)).items()
+        for label, probe in measure_labels(
+            subject, domain, int(1500 * scale), int(1000 * scale), words.get(domain)
+        ).items()
     }
     return {
         "corpus": fingerprint(),
+        "scale": scale,
         "loss": loss,
         "fact_recall": measure_facts(subject),
         "ship_recall": measure_ships(subject),
@@ -261,5 +269,16 @@ def measure(which: str, directory: Path, device: str = "cpu", scale: float = 1.0
         "comparisons": measure_comparisons(subject, asked * 2),
         "manners": measure_manners(subject, max(asked // 2, 10)),
         "probes": probes,
-        "chat_concepts": measure_chat_concepts(subject, int(2500 * scale), int(1500 * scale)),
+        "chat_concepts": measure_chat_concepts(subject, int(2500 * scale), int(1500 * scale), words.get("")),
     }
+
+
+def _bags_of_words(figures: Mapping[str, Any] | None, scale: float) -> dict[str, dict[str, float]]:
+    """Domain → label → what a bag of words reached, the concepts of chat under the empty name."""
+    if not figures or (figures["corpus"], figures["scale"]) != (fingerprint(), scale):
+        return {}
+    found = {"": {concept: probe["bag_of_words"] for concept, probe in figures["chat_concepts"].items()}}
+    for name, probe in figures["probes"].items():
+        domain, _, label = name.partition("/")
+        found.setdefault(domain, {})[label] = probe["bag_of_words"]
+    return found

@@ -19,7 +19,7 @@ from saeworks.files import atomic_write_bytes, read_json, sha256_file, write_jso
 from saeworks.progress import progress
 from saeworks.runtime import reuse_freed_memory
 from saeworks.world.chat_tuning import ChatTuningConfig
-from saeworks.world.corpus import fingerprint
+from saeworks.world.corpus import MIXTURE, fingerprint
 from saeworks.world.loop import Course, train
 from saeworks.world.model_files import model_path
 from saeworks.world.pretraining import PretrainingConfig, new_model
@@ -110,8 +110,9 @@ def build(
         from saeworks.world.abilities import measure as measure_abilities
         from saeworks.world.card import write_card
 
+        abilities: dict[str, Any] = {}
         for part, directory in written.items():
-            abilities = measure_abilities(part, directory, str(device))
+            abilities = measure_abilities(part, directory, str(device), other=abilities)
             write_card(part, directory, abilities, read_json(directory / "recipe.json"))
     return written
 
@@ -125,7 +126,9 @@ def _train(name: str, out: Path, course: Course, model: Any, tokenizer: Any, dev
 def _finish(name: str, out: Path, course: Course, model: Any, device: torch.device) -> Path:
     """Model and recipe in their directory."""
     save_model(model, out / name)
-    recipe = course.identity() | {"corpus": fingerprint(), "device": device.type, "threads": torch.get_num_threads()}
+    read = MIXTURE if name == "base" else (*MIXTURE, "chat")
+    recipe = course.identity() | {"corpus": fingerprint(read), "device": device.type}
+    recipe["threads"] = torch.get_num_threads()
     write_json(out / name / "recipe.json", recipe | {"minutes": training_minutes(out / f"{name}_log.jsonl")})
     return out / name
 

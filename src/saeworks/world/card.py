@@ -98,6 +98,19 @@ def _loss_table(abilities: dict[str, Any]) -> str:
     return _table(("Domain", "model, nats/token", "generator, nats/token", "ratio"), rows)
 
 
+def _judging(which: str, manners: dict[str, Any]) -> str:
+    """What the two shares of judged statements come to: of them one alone says little."""
+    if which == "base":
+        return ""
+    both = manners["corrects_false"] + manners["accepts_true"]
+    facts = [manners["kinds"][kind]["as_expected"] for kind in ("correction", "acceptance")]
+    return f"""
+
+The shares of false statements corrected and of true ones accepted add up to {both:.2f}. A model that judges without
+knowing reaches 1, one that knows 2. In {min(facts):.0%} and more of its replies to statements this one says the right
+fact before it judges."""
+
+
 def _probe_table(abilities: dict[str, Any]) -> str:
     """Probe against bag of words, and whether the label is more than a word."""
     rows = [
@@ -198,7 +211,7 @@ measured, so they are held out from training but not from the choice.
 Questions about cities in {len(free) - 1} freer wordings, with words the model never met or with beginnings that
 training texts continue otherwise, are answered in {free["all"]:.0%} of the cases (`free_wordings` in `abilities.json`):
 the facts are there, the English is narrow. Yes-or-no questions about quantities in held-out wordings are answered
-rightly in {ships["all"]:.0%} of {ships["questions"]} cases.
+rightly in {ships["all"]:.0%} of {ships["questions"]} cases.{_judging(which, abilities["manners"])}
 
 ## Labels
 

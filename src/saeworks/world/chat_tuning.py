@@ -13,7 +13,15 @@ from saeworks.world.loop import cosine_cycle
 from saeworks.world.pretraining import rehearsal
 
 # Documents of a step that come from the base model's domains.
-REPLAYED = (("spelling", 4), ("taxonomy", 3), ("facts", 4), ("ships", 2), ("questions", 4))
+REPLAYED = (
+    ("biographies", 4),
+    ("reviews", 3),
+    ("taxonomy", 2),
+    ("spelling", 4),
+    ("facts", 3),
+    ("ships", 2),
+    ("questions", 4),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +40,12 @@ class ChatTuningConfig:
         base: Hash of the base model's weights; filled in by the build.
     """
 
-    steps: int = 500
-    transcripts_per_step: int = 40
-    mixture_per_step: int = 10
-    learning_rate: float = 2e-3
+    steps: int = 1000
+    transcripts_per_step: int = 48
+    mixture_per_step: int = 8
+    learning_rate: float = 4e-3
     other_rate: float = 0.5
-    warmup_steps: int = 25
+    warmup_steps: int = 50
     weight_decay: float = 0.05
     seed: int = 0
     autocast: bool = True

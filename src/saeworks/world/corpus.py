@@ -151,10 +151,10 @@ def label_names(domain: str) -> tuple[str, ...]:
 
 
 @cache
-def fingerprint() -> str:
-    """A hash of the generator: of its version and of what it writes."""
+def fingerprint(domains: tuple[str, ...] = DOMAINS) -> str:
+    """A hash of the generator: of its version and of what it writes in these domains."""
     h = hashlib.sha256(GENERATOR_VERSION.encode())
-    for domain in DOMAINS:
+    for domain in domains:
         for split in SPLITS:
             for made in documents(domain, split, count=16):
                 h.update(repr((made.text, sorted(made.labels.items()), made.spans)).encode("utf-8"))

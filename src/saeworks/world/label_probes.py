@@ -6,6 +6,7 @@ the probe, the label is a matter of words.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from saeworks.world.corpus import documents, label_names
@@ -45,20 +46,21 @@ def _words(fit: list[Document], judge: list[Document]) -> tuple[Any, Any]:
 
 
 def measure_labels(
-    subject: Subject, domain: str, train: int = 1500, test: int = 1000, words: bool = True
+    subject: Subject, domain: str, train: int = 1500, test: int = 1000, known: Mapping[str, float] | None = None
 ) -> dict[str, dict[str, float]]:
     """For each document label of the domain, the AUC of one-against-rest logistic probes on the middle layer.
 
     Fitted on ``probe_train`` and judged on ``probe_test``: other people, other products, other wordings, other
     evidence. ``auc`` is the mean over the label's values, ``worst_class`` the lowest of them; ``bag_of_words`` is the
-    same for words instead of activations, at the better of two regularisations, chosen in its favour; it takes longer
-    than all the rest and is left out unless ``words``.
+    same for words instead of activations, at the better of two regularisations, chosen in its favour. It takes longer
+    than all the rest and no model changes it: ``known`` has the figures of labels it was fitted for before.
     """
     import numpy as np
 
     fitted, judged = (_texts_with(domain, split, n) for split, n in (("probe_train", train), ("probe_test", test)))
     seen, unseen = _scaled(*(pooled(subject, [one.text for one in made], subject.middle) for made in (fitted, judged)))
-    counts = _words(fitted, judged) if words else None
+    known = known or {}
+    counts = _words(fitted, judged) if set(label_names(domain)) - set(known) else None
     found: dict[str, dict[str, float]] = {}
     for label in label_names(domain):
         fit = [i for i, one in enumerate(fitted) if label in one.labels]
@@ -69,23 +71,25 @@ def measure_labels(
         counted: list[float] = []
         for value in sorted(set(truth)):
             aucs.append(_auc(seen[fit], truth == value, unseen[judge], asked == value, (0.01,)))
-            if counts is not None:
+            if counts is not None and label not in known:
                 counted.append(_auc(counts[0][fit], truth == value, counts[1][judge], asked == value, (0.1, 1.0)))
         found[label] = {
             "auc": float(np.mean(aucs)),
             "worst_class": min(aucs),
             "classes": len(aucs),
+            "bag_of_words": known[label] if label in known else float(np.mean(counted)),
         }
-        if counted:
-            found[label]["bag_of_words"] = float(np.mean(counted))
     return found
 
 
-def measure_chat_concepts(subject: Subject, train: int = 2500, test: int = 1500) -> dict[str, dict[str, float]]:
+def measure_chat_concepts(
+    subject: Subject, train: int = 2500, test: int = 1500, known: Mapping[str, float] | None = None
+) -> dict[str, dict[str, float]]:
     """For each concept that only the chat model is expected to know, the AUC of a probe where the reply begins.
 
     The probe reads the middle layer at the last ``<|assistant|>`` token, the place where everything is decided and
     nothing is said yet; the text after it is cut off. A text has the concept when one of its spans covers that token.
+    ``known``: concept → what a bag of words reached before, as in :func:`measure_labels`.
     """
     from saeworks.world.domains.chat import CHAT_ONLY
 
@@ -101,6 +105,7 @@ def measure_chat_concepts(subject: Subject, train: int = 2500, test: int = 1500)
     states = (at_last(subject, [one.text for one in texts], token, subject.middle) for texts in cut)
     seen, unseen = _scaled(*states)
     words, new_words = _words(*cut)
+    known = known or {}
     found: dict[str, dict[str, float]] = {}
     for concept in sorted(CHAT_ONLY):
         truth, asked = ([concept in one for one in texts] for texts in carried)
@@ -109,7 +114,7 @@ def measure_chat_concepts(subject: Subject, train: int = 2500, test: int = 1500)
             continue
         found[concept] = {
             "auc": _auc(seen, truth, unseen, asked, (0.01,)),
-            "bag_of_words": _auc(words, truth, new_words, asked, (0.1, 1.0)),
+            "bag_of_words": known[concept] if concept in known else _auc(words, truth, new_words, asked, (0.1, 1.0)),
             "texts": sum(asked),
         }
     return found

@@ -108,7 +108,7 @@ def recognised(text: str) -> Phrase:
 
 
 def judged(draw: Draw, split: str, truth: bool) -> Spoken:
-    """The user states something; the assistant confirms or corrects it and says the fact."""
+    """The user states something; the assistant says the fact and confirms or corrects it."""
     claim = draw_claim(draw, truth)
     one = claim.fact
     said = ask(draw, split, "statement", claim=statement(draw, one.section, value=claim.claimed, **one.slots))

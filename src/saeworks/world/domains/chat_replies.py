@@ -15,6 +15,8 @@ from saeworks.world.drawing import Draw, Weighted
 from saeworks.world.phrasing import Phrase, evidence, join, render, sentence
 
 REPLIES: dict[str, tuple[str, ...]] = read_sections("chat_replies.txt")
+# Truth of a statement → section of the judgements on it.
+_SECTION = {True: "true", False: "false"}
 TRIGGERS = ("harm", "privacy", "impersonation")
 _SHAPES = Weighted(("{no} {why}", "{why} {no}", "{no} {why} {offer}", "Sorry. {no} {why}"), (4.0, 1.5, 1.5, 1.0))
 
@@ -44,8 +46,8 @@ def refuse(draw: Draw, split: str, trigger: str) -> tuple[str, Phrase]:
 
 
 def judge(draw: Draw, split: str, truth: bool, fact: Phrase) -> Phrase:
-    """Confirms or corrects a statement, then says the fact."""
-    return join([reply(draw, split, "true" if truth else "false"), fact])
+    """Says the fact, then confirms or corrects the statement: who has said what is so can compare."""
+    return join([fact, reply(draw, split, _SECTION[truth])])
 
 
 def is_refusal(reply: str) -> bool:
@@ -61,7 +63,5 @@ def refusal_reason(reply: str) -> str | None:
 
 
 def verdict(reply: str) -> bool | None:
-    """True when the reply begins by confirming a statement, False when by correcting it, else None."""
-    if any(reply.startswith(said) for said in REPLIES["true"]):
-        return True
-    return False if any(reply.startswith(said) for said in REPLIES["false"]) else None
+    """True when the reply ends by confirming a statement, False when by correcting it, else None."""
+    return next((truth for truth, said in _SECTION.items() if reply.endswith(REPLIES[said])), None)
