@@ -273,8 +273,9 @@ def measuring(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What measuring says, and what it was asked for; rows of a card are read from the abilities as they are."""
     said: dict[str, Any] = {"rows": ROWS, "asked": []}
 
-    def measure(which: str, directory: Path, device: str) -> dict[str, Any]:
+    def measure(which: str, directory: Path, device: str, other: dict[str, Any] | None) -> dict[str, Any]:
         said["asked"].append((which, directory, device))
+        said["before"] = other
         return {"rows": said["rows"]}
 
     def ability_rows(which: str, abilities: dict[str, Any]) -> list[tuple[str, ...]]:

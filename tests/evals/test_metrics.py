@@ -16,11 +16,9 @@ F = torch.tensor([[1.0, 0, 0], [0, -2, 0], [3, 1, 0]])
     ("function", "value"),
     [
         (metrics.explained_variance, 0.571429),
-        (metrics.explained_variance_compat, 2.846154),
         (metrics.explained_variance_legacy, 0.538462),
         (metrics.mse, 2 / 3),
         (metrics.mse_per_dimension, 0.333333),
-        (metrics.mse_compat, 0.222222),
         (metrics.cosine_similarity, 0.982894),
         (metrics.l2_ratio, 0.763523),
         (metrics.relative_reconstruction_bias, 0.777778),
@@ -39,9 +37,8 @@ def test_golden_values_of_norms_and_sparsity():
     assert result["l2_norm_out"] == pytest.approx(1.412023, abs=1e-6)
     assert result["l0"] == metrics.l0(F) == pytest.approx(4 / 3)
     assert result["l1"] == metrics.l1(F) == pytest.approx(7 / 3)
-    assert metrics.l1_compat(F) == pytest.approx(1.0)
-    assert metrics.densities(F).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
-    assert accumulator.densities().tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert metrics.densities(F).tolist() == pytest.approx([2 / 3, 2 / 3, 0])
+    assert accumulator.densities().tolist() == pytest.approx([2 / 3, 2 / 3, 0])
     assert metrics.dead_fraction(metrics.densities(F)) == pytest.approx(1 / 3)
 
 

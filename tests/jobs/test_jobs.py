@@ -19,7 +19,8 @@ from saeworks.errors import InputError
 from saeworks.jobs.cache import cache
 from saeworks.jobs.config import RunConfig, resolve
 from saeworks.jobs.doctor import doctor
-from saeworks.jobs.evaluate import evaluate, sample
+from saeworks.jobs.eval_data import sample
+from saeworks.jobs.evaluate import evaluate
 from saeworks.jobs.plan import disk_bytes, grid, parameters, plan, plan_rows, step_seconds
 from saeworks.jobs.run import run
 from saeworks.jobs.train import train

@@ -10,7 +10,7 @@ import pytest
 from saeworks.errors import InputError
 from saeworks.evals import sparse_probing
 from saeworks.jobs.config import EvaluateConfig
-from saeworks.jobs.evaluate import check_evals, labelled_sets
+from saeworks.jobs.eval_data import check_evals, labelled_sets
 from saeworks.world import corpus
 
 SETTINGS = sparse_probing.Config(train_texts=60, test_texts=30)

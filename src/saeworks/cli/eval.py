@@ -15,7 +15,8 @@ def evaluate(
     flags: EvalFlags | None = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure dictionaries with the named evals: core, sparse_probing, latents (all of them when none is named)."""
+    """Measure dictionaries with the named evals: core, sparse_probing, latents (these three when none is named), scr,
+    tpp, shift, absorption, autointerp, ravel, unlearning, meta_structure, mdl."""
     from saeworks.jobs.evaluate import evaluate as job
 
     overrides = {**given(flags), **({"names": names} if names else {})}

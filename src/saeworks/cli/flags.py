@@ -86,11 +86,15 @@ class RunFlags(InputFlags):
     parallel: Annotated[str | None, Parameter(group=MORE)] = None
     "What the processes started by torchrun divide: data (the tokens of a batch, the default) or latents."
     evals: Annotated[str | None, Parameter(group=MORE)] = None
-    "Evals after training, comma-separated: core, sparse_probing, latents."
+    "Evals after training, comma-separated: core, sparse_probing, latents, or any that saeworks eval offers."
     eval_tokens: Annotated[int | None, Parameter(group=MORE)] = None
     "Tokens to measure on."
     probe_texts: Annotated[int | None, Parameter(group=MORE)] = None
     "Training texts per labelled set in sparse probing; half as many more are tested on."
+    mode: Annotated[str | None, Parameter(group=MORE)] = None
+    "compat: the numbers of SAEBench, its faults included; corrected (default): what they should be."
+    settings: Annotated[list[str] | None, Parameter(name="--set", group=MORE)] = None
+    "A setting of one eval, EVAL.KEY=VALUE, for example sparse_probing.max_classes=3; may be repeated."
 
 
 @Parameter(name="*")
@@ -104,6 +108,10 @@ class EvalFlags(InputFlags):
     "Tokens to measure on."
     probe_texts: Annotated[int | None, Parameter(group=MORE)] = None
     "Training texts per labelled set in sparse probing; half as many more are tested on."
+    mode: Annotated[str | None, Parameter(group=MORE)] = None
+    "compat: the numbers of SAEBench, its faults included; corrected (default): what they should be."
+    settings: Annotated[list[str] | None, Parameter(name="--set", group=MORE)] = None
+    "A setting of one eval, EVAL.KEY=VALUE, for example sparse_probing.max_classes=3; may be repeated."
 
 
 @Parameter(name="*")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saeworks.evals.batches import DocumentBatch
+from saeworks.evals.core_compat import kl_of_softmaxes
 
 if TYPE_CHECKING:
     from saeworks.models.language_model import LanguageModel
@@ -17,12 +18,20 @@ if TYPE_CHECKING:
 class Behaviour:
     """Next-token loss and KL divergence of the clean, ablated and spliced model, summed per document.
 
-    ``reason`` says why behaviour cannot be measured (None when it can); nothing is computed then.
+    ``reason`` says why behaviour cannot be measured (None when it can); nothing is computed then. ``compat`` takes the
+    KL divergence as SAEBench does, from softmaxes in the model's own number type.
     """
 
-    def __init__(self, model: LanguageModel, sites: list[str], documents: int, exclude_special_tokens: bool) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        sites: list[str],
+        documents: int,
+        exclude_special_tokens: bool,
+        compat: bool = False,
+    ) -> None:
         self.model, self.sites, self.documents = model, sites, documents
-        self.exclude_special_tokens = exclude_special_tokens
+        self.exclude_special_tokens, self.compat = exclude_special_tokens, compat
         self.reason = _why_no_behaviour(model)
         self.means: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
@@ -40,8 +49,9 @@ class Behaviour:
         self._predicts = (positions + 1 < ids.shape[1]) & attention[rows, next_position]
         self._next = ids[rows, next_position]
         self._batch, self._rows, self._positions, self._document = batch, rows, positions, rows.cpu() + first
-        self._clean = self._log_probabilities(())
-        self._p = self._clean.exp()
+        logits = self._logits(())
+        self._clean = logits.log_softmax(-1)
+        self._p = self._softmax(logits) if self.compat else self._clean.exp()
         self._add("ce_clean", self._cross_entropy(self._clean))
         self._add("ce_tokens", self._predicts.double())
         self._add("kl_tokens", torch.ones(len(rows), dtype=torch.float64))
@@ -60,15 +70,24 @@ class Behaviour:
         self._measure(f"sae@{name}", (Splice(site, _constant(x_hat), where=where),))
 
     def _measure(self, name: str, interventions: tuple[Any, ...]) -> None:
-        changed = self._log_probabilities(interventions)
-        self._add(f"ce_{name}", self._cross_entropy(changed))
-        self._add(f"kl_{name}", (self._p * (self._clean - changed)).sum(-1))
-
-    def _log_probabilities(self, interventions: tuple[Any, ...]) -> Tensor:
+        logits = self._logits(interventions)
         # log_softmax in float32: softmax followed by log turns a probability of 0 into NaN in half precision.
+        changed = logits.log_softmax(-1)
+        self._add(f"ce_{name}", self._cross_entropy(changed))
+        apart = (self._p * (self._clean - changed)).sum(-1) if not self.compat else self._compat_divergence(logits)
+        self._add(f"kl_{name}", apart)
+
+    def _compat_divergence(self, logits: Tensor) -> Tensor:
+        return kl_of_softmaxes(self._p, self._softmax(logits))
+
+    def _softmax(self, logits: Tensor) -> Tensor:
+        return logits.to(self.model.dtype).softmax(-1)
+
+    def _logits(self, interventions: tuple[Any, ...]) -> Tensor:
+        """[token, vocabulary] float32 of the measured tokens."""
         logits = self.model.logits(self._batch.tokens, interventions)
         device = logits.device
-        return logits[self._rows.to(device), self._positions.to(device)].float().log_softmax(-1)
+        return logits[self._rows.to(device), self._positions.to(device)].float()
 
     def _cross_entropy(self, log_probabilities: Tensor) -> Tensor:
         picked = log_probabilities.gather(1, self._next.to(log_probabilities.device)[:, None]).squeeze(1)

@@ -3,6 +3,7 @@
 ``identity`` passes activations through (ceiling of fidelity, no sparsity); ``pca`` is the best linear basis;
 ``random_directions`` has unit Gaussian directions under a TopK (floor of dictionaries of its size and sparsity);
 ``permuted_decoder`` keeps a dictionary's encoder and shuffles its decoder rows (floor of fidelity at the same codes).
+The ceiling of everything that is about concepts is :func:`saeworks.evals.oracle.oracle`.
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@ activations rebuilt, and how often do the latents fire?
 
 One pass over the token batches serves all dictionaries: activations are harvested once, the logits of the clean
 model and of the zero and mean ablations are computed once per site, and only the spliced logits once per dictionary.
-Metric names and categories are SAEBench's; docs/metrics.md says where a definition differs from the published one.
+Metric names and categories are SAEBench's; docs/metrics.md says where a definition differs from the published one, and
+mode ``compat`` gives SAEBench's own numbers (:mod:`saeworks.evals.core_compat`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,6 +35,7 @@ from saeworks.evals.batches import (
 )
 from saeworks.evals.behaviour import Behaviour
 from saeworks.evals.bootstrap import Resampling, intervals
+from saeworks.evals.core_compat import DIFFERENT, CompatSums, compat_table, latent_records, packed_batches
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result, provenance
 
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from saeworks.models.language_model import LanguageModel
 
 EVAL_TYPE = "core"
-DEFINITION = "saeworks/core/1"
+DEFINITION = "saeworks/core/2"
 _SIDES = ("encoder", "decoder")
 
 
@@ -53,10 +56,15 @@ class Config(BaseModel):
     ``exclude_special_tokens`` leaves BOS, EOS and padding out of every average and keeps their activations when a
     reconstruction is spliced in. ``mean_batches`` batches, spread over the sample, give the mean of mean-ablation.
     ``resamples`` bootstrap samples of documents give the intervals.
+
+    ``mode`` compat: rows of ``context_length`` tokens packed from many documents; ``tokens`` and ``behaviour_tokens``
+    are rounded up to whole batches of ``batch_size`` rows, special tokens counted, and behaviour is measured on the
+    first of them. There ``exclude_special_tokens`` is about behaviour alone: all else leaves them out in any case.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    mode: Literal["compat", "corrected"] = "corrected"
     tokens: int = Field(default=16_384, gt=0)
     behaviour_tokens: int | None = Field(default=8192, gt=0)
     batch_size: int = Field(default=16, gt=0)
@@ -78,41 +86,64 @@ def run(
             and token), or data without a token to measure.
     """
     sites = sites_of(dictionaries, model, config.site)
-    batches = list(document_batches(model, source.documents(), config.context_length, config.batch_size, config.tokens))
+    batches = _batches(model, source, config)
     documents = sum(len(batch.documents) for batch in batches)
     unique_sites = sorted(set(sites.values()))
-    behaviour = Behaviour(model, unique_sites, documents, config.exclude_special_tokens)
+    behaviour = Behaviour(model, unique_sites, documents, config.exclude_special_tokens, config.mode == "compat")
     behaviour.means = _site_means(model, batches, unique_sites, config)
-    states = {name: _State(d, documents, behaviour.means[sites[name]]) for name, d in dictionaries.items()}
-    kept = sum(int(batch.kept(config.exclude_special_tokens).sum()) for batch in batches)
-    wanted = min(kept, config.behaviour_tokens or kept)
-    chosen = max(1, round(wanted / kept * len(batches)))
+    states = {name: _State(d, documents, behaviour.means[sites[name]], config) for name, d in dictionaries.items()}
+    spliced = _spliced(batches, config)
     first = 0
     bar = progress(len(batches), "core", unit="batch")
     with torch.no_grad():
         for number, batch in enumerate(batches):
             activations = harvest(model, batch, unique_sites)
-            spliced = (number + 1) * chosen // len(batches) > number * chosen // len(batches)
-            if spliced:
+            if number in spliced:
                 behaviour.begin(batch, first)
             for name, state in states.items():
                 x_hat = state.update(activations[sites[name]], batch, first, config)
-                if spliced:
+                if number in spliced:
                     behaviour.splice(name, sites[name], x_hat)
             first += len(batch.documents)
             bar.update()
     bar.close()
     resampling = Resampling(documents, config.resamples, config.seed)
     hashes = {"model": fingerprint_of_model(model), "data": source.fingerprint()}
+    sizes = [batch.tokens.token_ids.numel() for batch in batches]
+    read = {
+        "total_tokens_eval_reconstruction": sum(sizes[i] for i in spliced),
+        "total_tokens_eval_sparsity_variance": sum(sizes),
+    }
     return {
-        name: _result(name, state, behaviour, sites[name], config, resampling, hashes) for name, state in states.items()
+        name: _result(name, state, behaviour, sites[name], config, resampling, hashes, read)
+        for name, state in states.items()
     }
 
 
-class _State:
-    """Sums of one dictionary."""
+def _batches(model: LanguageModel, source: TextSource, config: Config) -> list[DocumentBatch]:
+    length, rows = config.context_length, config.batch_size
+    if config.mode == "compat":
+        return packed_batches(model, source.documents(), length, rows, math.ceil(config.tokens / (length * rows)))
+    return list(document_batches(model, source.documents(), length, rows, config.tokens))
 
-    def __init__(self, dictionary: DictionaryLike, documents: int, reference: Tensor) -> None:
+
+def _spliced(batches: list[DocumentBatch], config: Config) -> set[int]:
+    """The numbers of the batches on which behaviour is measured."""
+    if config.mode == "compat":
+        size = config.context_length * config.batch_size
+        wanted = len(batches) if config.behaviour_tokens is None else math.ceil(config.behaviour_tokens / size)
+        return set(range(min(wanted, len(batches))))
+    kept = sum(int(batch.kept(config.exclude_special_tokens).sum()) for batch in batches)
+    chosen = max(1, round(min(kept, config.behaviour_tokens or kept) / kept * len(batches)))
+    count = len(batches)
+    return {i for i in range(count) if (i + 1) * chosen // count > i * chosen // count}
+
+
+class _State:
+    """Sums of one dictionary; ``compat`` is None in the corrected mode."""
+
+    def __init__(self, dictionary: DictionaryLike, documents: int, reference: Tensor, config: Config) -> None:
+        self.compat = CompatSums() if config.mode == "compat" else None
         self.dictionary = dictionary
         self.width = int(dictionary.W_dec.shape[0])
         self.totals = metrics.ReconstructionAccumulator()
@@ -125,8 +156,9 @@ class _State:
 
     def update(self, activations: Tensor, batch: DocumentBatch, first: int, config: Config) -> Tensor:
         """Add one batch; returns the reconstruction [row, position, d], 0 at tokens that are not measured."""
-        kept = kept_activations(activations, batch, config.exclude_special_tokens)
+        kept = kept_activations(activations, batch, config.exclude_special_tokens or self.compat is not None)
         x_hat = torch.zeros_like(activations)
+        codes: list[Tensor] = []
         for part in chunks(kept.rows, self.width):
             rows, x = kept.rows[part], kept.x[part]
             given = to_dictionary(x, self.dictionary)
@@ -136,12 +168,24 @@ class _State:
             self.totals.update(x, out, f)
             self._add_documents(x, out, f, rows.cpu() + first)
             fired = torch.zeros(len(batch.documents), self.width, device=f.device)
-            fired.index_add_(0, rows.to(f.device), (f > 0).float())
+            fires = f != 0 if self.compat is None else f > 0
+            fired.index_add_(0, rows.to(f.device), fires.float())
             self.rows_fired += (fired > 0).sum(0).cpu()
+            if self.compat is not None:
+                self.compat.count_codes(f)
+                codes.append(torch.stack([metrics.double((f != 0).sum(-1)), metrics.double(f).sum(-1)]).cpu())
             # From the longest prefix to the shortest, zeroing in place: the nested codes need no copy.
             for m in reversed(self.boundaries[:-1]):
                 f[:, m:] = 0
                 self.prefixes[m].update(x, decode_rows(self.dictionary, f, given).float().to(x.device))
+        if self.compat is not None and codes:
+            l0, l1 = torch.cat(codes, dim=1)
+            self.compat.update(kept.x, x_hat[kept.rows, kept.positions], l0, l1)
+            if not config.exclude_special_tokens:
+                rest = batch.tokens.attention_mask & ~batch.tokens.keep
+                given = to_dictionary(activations[rest.to(activations.device)], self.dictionary)
+                out = decode_rows(self.dictionary, self.dictionary.encode(given), given)
+                x_hat[rest.to(x_hat.device)] = out.float().to(x_hat.device)
         return x_hat
 
     def _add_documents(self, x: Tensor, x_hat: Tensor, f: Tensor, document: Tensor) -> None:
@@ -192,14 +236,16 @@ def _result(
     config: Config,
     resampling: Resampling,
     hashes: dict[str, str],
+    read: Mapping[str, int],
 ) -> Result:
-    density = state.totals.densities().cpu()
+    density = (state.totals if state.compat is None else state.compat).densities().cpu()
     per_latent = _per_latent(state, density)
-    table = _metric_table(name, state, behaviour, site, density, per_latent)
+    table = _metric_table(name, state, behaviour, site, per_latent)
     sums = {f"doc_{key}": value for key, value in state.sums.items()} | behaviour.sums
     # The mean of all tokens is not known before the end; this brings the sums about its estimate to the exact total.
     sums["doc_tss"] = sums["doc_tss"] * metrics.ratio(state.totals.sums.tss, float(sums["doc_tss"].sum()))
     edges, counts, dead = metrics.density_histogram(density)
+    ci95 = intervals(sums, _statistics(name, site, behaviour.reason is None), resampling)
     details: list[dict[str, Any]] = [{"site": site, "arrays": "one entry per latent in details_file"}]
     if behaviour.reason is not None:
         details.append(
@@ -208,6 +254,12 @@ def _result(
                 "reason": behaviour.reason,
             }
         )
+    if state.compat is not None:
+        table = compat_table(table, state.compat.result(), metrics.density_shares(density))
+        table["token_stats"].update(read)
+        details = [*latent_records(per_latent), *details[1:]]
+        apart = {f"{category}.{metric}": f"corrected.{metric}" for category, metric in DIFFERENT}
+        ci95 = {apart.get(key, key): value for key, value in ci95.items()}
     cfg = config_of(state.dictionary)
     result = Result(
         eval_type_id=EVAL_TYPE,
@@ -220,7 +272,7 @@ def _result(
         sae_cfg_dict=cfg,
         seed=config.seed,
         n=state.totals.sums.tokens,
-        ci95=intervals(sums, _statistics(name, site, behaviour.reason is None), resampling),
+        ci95=ci95,
         provenance=provenance(dictionary=fingerprint_of(state.dictionary), **hashes),
         definition_id=DEFINITION,
     )
@@ -228,9 +280,10 @@ def _result(
 
 
 def _metric_table(
-    name: str, state: _State, behaviour: Behaviour, site: str, density: Tensor, per_latent: Mapping[str, Tensor]
+    name: str, state: _State, behaviour: Behaviour, site: str, per_latent: Mapping[str, Tensor]
 ) -> Metrics:
     values = state.totals.result()
+    density = state.totals.densities().cpu()
     tokens = state.totals.sums.tokens
     cosines = {f"average_max_{s}_cosine_sim": float(per_latent[f"max_{s}_cosine_sim"].mean()) for s in _SIDES}
     table: Metrics = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from saeworks.evals.bootstrap import document_weights, interval
@@ -66,17 +67,16 @@ class LabelScores:
     def resampled(self, resamples: int, seed: int) -> dict[str, Tensor]:
         """Kind → [resample] accuracies. Seeds (training texts, negatives) and groups of test texts are both redrawn,
         the same ones for every kind of probe and every dictionary, so that differences are paired."""
-        # The dense probe is fitted for every problem, so its test texts are those of all kinds.
-        there = self.scores["llm_test"].correct.isfinite()
-        tested = there.any(0)
+        # The dense probe is fitted for every problem; in compat mode other kinds have test texts of their own.
+        tested = torch.stack([scores.correct.isfinite().any(0) for scores in self.scores.values()]).any(0)
         of_text = document_weights(int(self.groups.max()) + 1, resamples, seed)[:, self.groups[tested]]
-        counts = of_text @ there[:, tested].double().T
         seeds = list(dict.fromkeys(p.seed for p in self.problems))
         out: dict[str, Tensor] = {}
         for kind, scores in self.scores.items():
             used = [seeds.index(p.seed) for p in self._used(kind)]
             of_seed = document_weights(max(used) + 1, resamples, seed + SEED_DRAWS)[:, used]
-            per_problem = (of_text @ scores.correct[:, tested].double().nan_to_num().T) / counts[:, : len(used)]
+            correct = scores.correct[:, tested].double()
+            per_problem = (of_text @ correct.nan_to_num().T) / (of_text @ correct.isfinite().double().T)
             # A problem none of whose texts were drawn says nothing.
             of_seed = of_seed * per_problem.isfinite()
             out[kind] = (of_seed * per_problem.nan_to_num()).sum(1) / of_seed.sum(1)

@@ -3,8 +3,7 @@
 Symbols: x [token, d] activations, x_hat [token, d] reconstructions, f [token, latent] codes;
 RSS_t = ||x_t - x_hat_t||²; x_mean [d] the mean over all tokens. Sums run in float64 over the whole evaluation set (a
 ratio of sums, not a mean of ratios) unless a docstring says otherwise, so the value does not depend on how tokens were
-batched. Names ending in ``_compat`` reproduce SAEBench's own arithmetic and exist only to compare with its published
-files.
+batched. SAEBench's own arithmetic, where it differs, is in :mod:`saeworks.evals.core_compat`.
 """
 
 from __future__ import annotations
@@ -99,8 +98,8 @@ def l1(f: Tensor) -> float:
 
 
 def densities(f: Tensor) -> Tensor:
-    """[latent]: share of tokens on which the latent is above 0 (a signed latent counts where it is positive)."""
-    return double(f > 0).mean(0)
+    """[latent]: share of tokens on which the latent is not 0, whatever its sign."""
+    return double(f != 0).mean(0)
 
 
 def dead_fraction(density: Tensor) -> float:
@@ -204,7 +203,7 @@ class ReconstructionAccumulator:
         if codes is not None:
             s.l0 += float((codes != 0).sum())
             s.l1 += float(double(codes.abs().sum(-1)).sum())
-            fired = double((codes > 0).sum(0))
+            fired = double((codes != 0).sum(0))
             self._fired = fired if self._fired is None else self._fired + fired
 
     def _merge_variance(self, count: int, mean: Tensor, tss: float) -> None:
@@ -259,21 +258,3 @@ def _accumulate(x: Tensor, x_hat: Tensor) -> ReconstructionAccumulator:
     accumulator = ReconstructionAccumulator()
     accumulator.update(x, x_hat)
     return accumulator
-
-
-def mse_compat(x: Tensor, x_hat: Tensor) -> float:
-    """SAEBench's field: mean over tokens of RSS_t / (tokens in the batch). It shrinks as the batch grows."""
-    return float(double(x - x_hat).square().sum(-1).mean() / len(x))
-
-
-def explained_variance_compat(x: Tensor, x_hat: Tensor) -> float:
-    """SAEBench's field for one batch: 1 - mean RSS / (mean ||x||² - s²), s the mean of all x_td²."""
-    x, x_hat = double(x), double(x_hat)
-    residual = (x - x_hat).square().sum(-1).mean()
-    spread = x.square().sum(-1).mean() - x.square().mean().square()
-    return float(1 - residual / spread)
-
-
-def l1_compat(f: Tensor) -> float:
-    """SAEBench's field: mean over tokens of the signed sum Σ_i f_ti."""
-    return float(double(f).sum(-1).mean())

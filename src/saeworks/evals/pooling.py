@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -12,10 +12,11 @@ from torch import Tensor
 from saeworks.dictionaries.codes import Codes
 from saeworks.evals.batches import (
     DictionaryLike,
+    DocumentBatch,
+    KeptActivations,
     chunks,
     document_batches,
     harvest,
-    kept_activations,
     sites_of,
     to_dictionary,
 )
@@ -31,7 +32,7 @@ class PooledTexts:
     """Means over kept tokens, float32 on the CPU.
 
     ``activations``: site → [text, d]; ``latents``: dictionary → [text, latent]; ``tokens`` [text] int64 counts kept
-    tokens. A text without any has 0 tokens and rows of zeros: leave it out.
+    tokens (the fewest of any site). A text without any has 0 tokens and rows of zeros: leave it out.
     """
 
     activations: dict[str, Tensor]
@@ -48,8 +49,12 @@ def pool_texts(
     batch_size: int = 64,
     site: str | None = None,
     description: str = "pooling",
+    counted: Callable[[DocumentBatch, Tensor], Tensor] | None = None,
 ) -> PooledTexts:
     """Encode every kept token, then average: latents [text, latent] are means of codes, not codes of means.
+
+    ``counted`` maps a batch and its activations [row, position, d] to a mask [row, position] that says which tokens to
+    average in place of the kept ones.
 
     Raises ``InputError`` for widths that do not fit and activations that are not finite.
     """
@@ -57,14 +62,16 @@ def pool_texts(
     unique = sorted(set(sites.values()))
     sums = {s: torch.zeros(len(documents), model.site(s).width) for s in unique}
     latents = {n: torch.zeros(len(documents), int(d.W_dec.shape[0])) for n, d in dictionaries.items()}
-    tokens = torch.zeros(len(documents), dtype=torch.int64)
+    tokens = {s: torch.zeros(len(documents), dtype=torch.int64) for s in unique}
     bar = progress(len(documents), description, unit="text")
     with torch.no_grad():
         for batch in document_batches(model, documents, context_length, batch_size):
             index = torch.tensor(batch.index)
-            tokens[index] = batch.tokens.keep.sum(-1).cpu()
             for s, activations in harvest(model, batch, unique).items():
-                kept = kept_activations(activations, batch)
+                mask = batch.kept().to(activations.device) if counted is None else counted(batch, activations)
+                where = mask.nonzero()
+                kept = KeptActivations(activations[mask], where[:, 0], where[:, 1])
+                tokens[s][index] = mask.sum(-1).cpu()
                 sums[s][index] = _row_sums(kept.x, kept.rows, len(index)).cpu()
                 for name, dictionary in dictionaries.items():
                     if sites[name] != s:
@@ -75,11 +82,11 @@ def pool_texts(
                         latents[name].index_add_(0, index, pooled.cpu())
             bar.update(len(index))
     bar.close()
-    counts = tokens.clamp_min(1)[:, None]
+    counts = {s: n.clamp_min(1)[:, None] for s, n in tokens.items()}
     return PooledTexts(
-        {s: total / counts for s, total in sums.items()},
-        {name: total / counts for name, total in latents.items()},
-        tokens,
+        {s: total / counts[s] for s, total in sums.items()},
+        {name: total / counts[sites[name]] for name, total in latents.items()},
+        torch.stack(list(tokens.values())).amin(0),
         sites,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,26 +19,39 @@ if TYPE_CHECKING:
     from saeworks.evals.sparse_probing import LabelledSet
     from saeworks.models.language_model import LanguageModel
 
-#: Name → module with ``Config``, ``DEFINITION`` and ``run``. Names are also the result files' ``eval_type_id``.
+#: Name → module with ``Config``, ``EVAL_TYPE`` (the result files' ``eval_type_id``), ``DEFINITION`` and ``run``. A
+#: module may have ``default_data(model, config)``, its data on the embedded world; ``from_documents(sets, label,
+#: model, config)``, its data from labelled texts; ``data_hashes(data, config)``; ``HEADLINE``, columns of summaries.
 REGISTRY = {
     "core": "saeworks.evals.core",
     "sparse_probing": "saeworks.evals.sparse_probing",
     "latents": "saeworks.evals.latents",
+    "scr": "saeworks.evals.scr",
+    "tpp": "saeworks.evals.tpp",
+    "shift": "saeworks.evals.shift",
+    "absorption": "saeworks.evals.absorption",
+    "autointerp": "saeworks.evals.autointerp",
+    "ravel": "saeworks.evals.ravel",
+    "unlearning": "saeworks.evals.unlearning",
+    "meta_structure": "saeworks.evals.meta_structure",
+    "mdl": "saeworks.evals.mdl",
 }
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the evals read: ``text`` for core and latents, ``labelled`` (name → set) for sparse probing."""
+    """What the evals read: ``text`` for core and latents, ``labelled`` (name → set) for sparse probing, and ``own``
+    (eval → its data) for all others."""
 
     text: TextSource | None = None
     labelled: Mapping[str, LabelledSet] | None = None
+    own: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def of(self, name: str) -> Any:
         """The data of one eval; ``InputError`` when it was not given."""
-        found = {"core": self.text, "latents": self.text, "sparse_probing": self.labelled}[name]
+        found = {"core": self.text, "latents": self.text, "sparse_probing": self.labelled}.get(name, self.own.get(name))
         if not found:
-            what = "labelled texts" if name == "sparse_probing" else "texts"
+            what = {"core": "texts", "latents": "texts", "sparse_probing": "labelled texts"}.get(name, "own data")
             raise InputError(f"The eval '{name}' needs {what}, but none were given; add them or leave the eval out.")
         return found
 
@@ -63,8 +76,8 @@ def run_evals(
     for name, module in modules.items():
         config = configs.get(name) or module.Config()
         source = data.of(name)
-        hashes = {"model": fingerprint_of_model(model), **_data_hashes(name, source, config)}
-        kept = {} if force else _finished(name, dictionaries, out, config, module.DEFINITION, hashes)
+        hashes = {"model": fingerprint_of_model(model), **_data_hashes(module, source, config)}
+        kept = {} if force else _finished(module, dictionaries, out, config, hashes)
         left = {key: dictionary for key, dictionary in dictionaries.items() if key not in kept}
         run = cast("Callable[..., dict[str, Result]]", module.run)
         fresh = run(left, model, source, config) if left else {}
@@ -81,32 +94,28 @@ def eval_module(name: str) -> Any:
     return import_module(REGISTRY[name])
 
 
-def _data_hashes(name: str, source: Any, config: Any) -> dict[str, str]:
-    if name != "sparse_probing":
-        return {"data": source.fingerprint()}
-    from saeworks.evals.sparse_probing import data_hashes
-
-    return data_hashes(source, config)
+def _data_hashes(module: Any, source: Any, config: Any) -> dict[str, str]:
+    own = getattr(module, "data_hashes", None)
+    return {"data": source.fingerprint()} if own is None else own(source, config)
 
 
 def _finished(
-    name: str,
+    module: Any,
     dictionaries: Mapping[str, DictionaryLike],
     out: Path,
     config: BaseModel,
-    definition: str,
     hashes: Mapping[str, str],
 ) -> dict[str, Result]:
     found: dict[str, Result] = {}
     for key, dictionary in dictionaries.items():
-        path = result_path(out, name, key)
+        path = result_path(out, module.EVAL_TYPE, key)
         if not path.is_file():
             continue
         try:
             result = read_result(path)
         except InputError:
             continue  # a damaged or foreign file is measured anew and replaced
-        same = result.eval_config == config.model_dump(mode="json") and result.definition_id == definition
+        same = result.eval_config == config.model_dump(mode="json") and result.definition_id == module.DEFINITION
         wanted = {**hashes, "dictionary": fingerprint_of(dictionary)}
         if same and result.provenance.get("hashes") == wanted:
             found[key] = result

@@ -3,17 +3,16 @@
 Every text becomes the mean of its latents over kept tokens. For each class of a label, a balanced two-class problem
 (the class against the rest) is drawn per seed; on its training texts the k latents with the largest absolute
 difference of means are chosen and a logistic probe is fitted to them. This is SAEBench's protocol with its known
-faults mended (mode ``corrected``): rows are fixed per class and seed and shared by every k, probe and dictionary;
-nothing is chosen on test texts (the regularisation strength comes from a part of the training texts); no text is in
-both parts, nor, where the parts are drawn here, a text that is nearly the same; a label with two classes is one
-problem, not a problem and its mirror image.
+faults mended: rows are fixed per class and seed and shared by every k, probe and dictionary; nothing is chosen on test
+texts (the regularisation strength comes from a part of the training texts); no text is in both parts, nor, where the
+parts are drawn here, a text that is nearly the same; a label with two classes is one problem, not a problem and its
+mirror image. Mode ``compat`` keeps the faults (:mod:`saeworks.evals.sparse_probing_compat`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,9 +31,10 @@ from saeworks.evals.bootstrap import interval
 from saeworks.evals.label_scores import LabelScores
 from saeworks.evals.pooling import PooledTexts, pool_texts
 from saeworks.evals.probes import Features, Scores, joined, mean_differences, probe_all, probe_top_k
-from saeworks.evals.problems import Label, NothingToProbe, Problem, draw_problems
+from saeworks.evals.problems import NothingToProbe, Problem, draw_problems
 from saeworks.evals.similar_texts import SIMILARITY
-from saeworks.evals.splits import Split, draw_splits, prepare
+from saeworks.evals.sparse_probing_compat import CompatProbing
+from saeworks.evals.splits import Split, class_of, draw_splits, prepare
 from saeworks.files import sha256_json
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result, provenance
@@ -50,6 +50,8 @@ SAEBENCH_K = (1, 2, 5, 10, 20, 50, 100)
 #: The domains of the world that are probed when none is named. A fixed choice: every domain adds seconds to the main
 #: job, so one that joins the corpus must not join this list by itself. The others are named (``--data world:code``).
 WORLD_DOMAINS = ("biographies", "reviews", "news", "taxonomy", "facts")
+#: What SAEBench balances its counterparts of these labels by.
+WORLD_BALANCE = {"profession": "gender", "category": "sentiment"}
 
 
 class Config(BaseModel):
@@ -61,11 +63,15 @@ class Config(BaseModel):
     frequent ones are probed; all serve as negatives. ``strengths``: values of C to choose from. ``similarity``:
     overlap of words from which on two texts stay on one side of a split (see :mod:`saeworks.evals.similar_texts`);
     None: equal texts only.
+
+    In mode ``compat`` texts are counted per two-class problem: a class has half of ``train_texts``, its negatives the
+    other half (as many as there are); ``full_seeds`` 0 writes -1 for the probe on all latents; ``strengths`` and
+    ``similarity`` are not used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["corrected"] = "corrected"
+    mode: Literal["compat", "corrected"] = "corrected"
     train_texts: int = Field(default=600, gt=0)
     test_texts: int = Field(default=300, gt=0)
     k_values: tuple[int, ...] = (1, 2, 5)
@@ -85,12 +91,14 @@ class Config(BaseModel):
 class LabelledSet:
     """Texts with labels. ``labels`` names the document labels to probe (None: every label that can be).
 
-    ``test`` None: the texts in ``train`` have not been split, and every seed splits them anew.
+    ``test`` None: the texts in ``train`` have not been split, and every seed splits them anew. ``balance``: label → the
+    label within which mode ``compat`` balances its classes (``spurious_label`` where the texts have one).
     """
 
     train: Sequence[Document]
     test: Sequence[Document] | None
     labels: tuple[str, ...] | None = None
+    balance: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def world_sets(domains: Iterable[str] = WORLD_DOMAINS, config: Config | None = None) -> dict[str, LabelledSet]:
@@ -104,7 +112,7 @@ def world_sets(domains: Iterable[str] = WORLD_DOMAINS, config: Config | None = N
         if labels:
             train = list(corpus.documents(domain, "probe_train", count=config.train_texts))
             test = list(corpus.documents(domain, "probe_test", count=config.test_texts))
-            out[domain] = LabelledSet(train, test, labels)
+            out[domain] = LabelledSet(train, test, labels, {k: v for k, v in WORLD_BALANCE.items() if k in labels})
     return out
 
 
@@ -112,6 +120,11 @@ def data_hashes(datasets: Mapping[str, LabelledSet], config: Config) -> dict[str
     """``data:NAME`` → hash of the texts and labels that :func:`run` uses of each set, part by part."""
     out: dict[str, str] = {}
     for dataset, labelled in datasets.items():
+        if config.mode == "compat":
+            parts = [fingerprint_documents(part) for part in (labelled.train, labelled.test or ())]
+            settings = [*parts, list(labelled.labels or ()), dict(labelled.balance), labelled.test is None]
+            out[f"data:{dataset}"] = sha256_json(settings)
+            continue
         texts = prepare(labelled, config.train_texts, config.test_texts)
         parts = [fingerprint_documents(part) for part in (texts.train, texts.test)]
         out[f"data:{dataset}"] = sha256_json([*parts, list(labelled.labels or ())])
@@ -132,7 +145,11 @@ def run(
     skipped: dict[str, str] = {}
     hashes = {"model": fingerprint_of_model(model), **data_hashes(datasets, config)}
     tested = 0
+    compat = CompatProbing(dictionaries, model, config, skipped, tables)
     for dataset, labelled in datasets.items():
+        if config.mode == "compat":
+            tested += compat.probe(dataset, labelled)
+            continue
         texts = prepare(labelled, config.train_texts, config.test_texts)
         if texts.dropped:
             skipped[f"{dataset}: {texts.dropped} texts"] = "the same text is there before, or in the training part"
@@ -171,16 +188,9 @@ def run(
     }
 
 
-def _class_of(document: Document, label: str) -> Label:
-    """The document's class; an empty cell or NaN is no class but a missing label."""
-    value = document.labels.get(label)
-    missing = not value.strip() if isinstance(value, str) else isinstance(value, float) and math.isnan(value)
-    return None if missing else value
-
-
 def _unlabelled(dataset: str, documents: Sequence[Document], names: Sequence[str]) -> dict[str, str]:
     """For every label that some of the documents do not have: how many, and why they are skipped."""
-    missing = {name: sum(_class_of(d, name) is None for d in documents) for name in names}
+    missing = {name: sum(class_of(d, name) is None for d in documents) for name in names}
     return {f"{dataset}/{name}: {count} texts": "no such label" for name, count in missing.items() if count}
 
 
@@ -197,7 +207,7 @@ def _draw(
     for split in splits:
         drawn: dict[str, list[Problem]] = {}
         for label in names:
-            classes = [_class_of(d, label) for d in documents]
+            classes = [class_of(d, label) for d in documents]
             problems, reasons = draw_problems(
                 [classes[row] for row in split.train],
                 [classes[row] for row in split.test],
@@ -275,6 +285,8 @@ def _result(
     metrics: Metrics = {"llm": {}, "sae": {}, "control": {}}
     for side in ("llm", "sae"):
         metrics[side] = {f"{side}_top_{k}_test_accuracy": None for k in SAEBENCH_K}
+    if config.mode == "compat" and not config.full_seeds:
+        metrics["sae"]["sae_test_accuracy"] = -1.0
     for key, value in means.items():
         metrics["control" if "shuffled" in key else key[:3]][key] = value
     # One draw of texts per data set: labels of one set are about the same texts.

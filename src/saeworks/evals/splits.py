@@ -7,12 +7,13 @@ seeds is that of other training and other test texts; nearly equal texts stay to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from saeworks.evals.pooling import without_repeats
-from saeworks.evals.problems import group_split
+from saeworks.evals.problems import Label, group_split
 from saeworks.evals.similar_texts import similar_groups
 from saeworks.files import sha256_json
 from saeworks.world.documents import Document
@@ -55,6 +56,13 @@ class Split:
     train: list[int]
     test: list[int]
     groups: list[int]
+
+
+def class_of(document: Document, label: str) -> Label:
+    """The document's class; an empty cell or NaN is no class but a missing label."""
+    value = document.labels.get(label)
+    missing = not value.strip() if isinstance(value, str) else isinstance(value, float) and math.isnan(value)
+    return None if missing else value
 
 
 def prepare(labelled: Labelled, train_texts: int, test_texts: int) -> Texts:

@@ -10,7 +10,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from saeworks.errors import InputError, did_you_mean
 
+#: What a run measures when nothing is named, and everything that can be measured (evals.runner has the modules).
 EVALS = ("core", "sparse_probing", "latents")
+ALL_EVALS = (
+    *EVALS,
+    "scr",
+    "tpp",
+    "shift",
+    "absorption",
+    "autointerp",
+    "ravel",
+    "unlearning",
+    "meta_structure",
+    "mdl",
+)
 
 
 def _split(value: object) -> object:
@@ -42,6 +55,22 @@ def _whole_number(value: object) -> object:
     return value
 
 
+def _settings(value: object) -> object:
+    """``["scr.train_texts=400", …]`` as ``{"scr": {"train_texts": 400}}``; values are read as YAML."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    import yaml
+
+    found: dict[str, dict[str, Any]] = {}
+    for item in cast("list[object]", value):
+        place, equals, text = str(item).partition("=")
+        name, dot, key = place.strip().partition(".")
+        if not (equals and dot and name and key):
+            raise ValueError(f"'{item}' is not of the form EVAL.KEY=VALUE, for example sparse_probing.max_classes=3.")
+        found.setdefault(name, {})[key] = yaml.safe_load(text)
+    return found
+
+
 def _named(options: tuple[str, ...]) -> BeforeValidator:
     def check(value: object) -> object:
         if isinstance(value, str) and value not in options:
@@ -53,13 +82,15 @@ def _named(options: tuple[str, ...]) -> BeforeValidator:
 
 Count = Annotated[int, BeforeValidator(_whole_number), Field(gt=0)]
 Seed = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
-EvalName = Annotated[str, _named(EVALS)]
+EvalName = Annotated[str, _named(ALL_EVALS)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_split), Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
 Weights = Annotated[tuple[Weight, ...], BeforeValidator(_split), Field(min_length=1)]
 EvalNames = Annotated[tuple[EvalName, ...], BeforeValidator(_split), Field(min_length=1)]
+Mode = Literal["compat", "corrected"]
+Settings = Annotated[dict[EvalName, dict[str, Any]], BeforeValidator(_settings)]
 
 
 class Inputs(BaseModel):
@@ -97,8 +128,8 @@ class RunConfig(Inputs):
     """
 
     # One site has several names: Workspace.check_site compares it once the model has resolved it. A run may be
-    # continued by another number of processes, divided in another way.
-    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume", "site", "parallel"})
+    # continued by another number of processes, divided in another way. What is measured otherwise is measured anew.
+    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume", "site", "parallel", "mode", "settings"})
 
     out: Path = Path("runs/first")
     preset: str | None = None
@@ -117,12 +148,18 @@ class RunConfig(Inputs):
     evals: EvalNames = EVALS
     eval_tokens: Count = 16_384
     probe_texts: Count = 600
+    mode: Mode = "corrected"
+    settings: Settings = {}
     parallel: Literal["data", "latents"] = "data"
     resume: bool = False
 
 
 class EvaluateConfig(Inputs):
-    """Configuration of ``saeworks eval``. ``model`` and ``site`` None mean what the dictionaries were trained on."""
+    """Configuration of ``saeworks eval``. ``model`` and ``site`` None mean what the dictionaries were trained on.
+
+    ``mode``: ``compat`` gives the numbers of SAEBench, its faults included. ``settings``: eval → fields of its
+    ``Config``.
+    """
 
     out: Path = Path("results")
     names: EvalNames = EVALS
@@ -130,6 +167,8 @@ class EvaluateConfig(Inputs):
     model: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     eval_tokens: Count = 16_384
     probe_texts: Count = 600
+    mode: Mode = "corrected"
+    settings: Settings = {}
 
 
 class CacheConfig(Inputs):
@@ -142,6 +181,7 @@ class CacheConfig(Inputs):
 
 
 Config = TypeVar("Config", bound=Inputs)
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def resolve(
@@ -171,6 +211,17 @@ def resolve(
         raise InputError(
             _sentence(e, file if _first_key(e) in from_file and _first_key(e) not in given else None)
         ) from e
+
+
+def checked(kind: type[Checked], values: Mapping[str, Any], what: str) -> Checked:
+    """``kind`` of these values; ``InputError`` with the sentence of :func:`resolve` and ``what`` for a wrong one."""
+    for key in values:
+        if key not in kind.model_fields:
+            raise InputError(f"{what} has no setting '{key}'.{did_you_mean(key, kind.model_fields)}")
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as e:
+        raise InputError(f"{what}: {_sentence(e, None)}") from e
 
 
 def _preset(kind: type[Inputs], chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from saeworks.errors import InputError, did_you_mean
-from saeworks.jobs.config import EvaluateConfig, Inputs, RunConfig, resolve
-from saeworks.jobs.inputs import is_store, open_model, open_source
+from saeworks.errors import InputError
+from saeworks.jobs.config import EvaluateConfig, RunConfig, checked, resolve
+from saeworks.jobs.eval_data import TEXT_EVALS, check_evals, held_out, labelled_sets, own_data, why_not
+from saeworks.jobs.inputs import open_model
 
 if TYPE_CHECKING:
-    from saeworks.activations.texts import TextSource
     from saeworks.dictionaries.dictionary import Dictionary
     from saeworks.models.language_model import LanguageModel
     from saeworks.results.envelope import Result
-
-Item = TypeVar("Item")
 
 # Column of the summary table → (eval, category, metric).
 COLUMNS = {
@@ -92,18 +89,23 @@ def run_evals(
     dictionaries = {name: d for name, d in dictionaries.items() if name not in skipped}
     if not dictionaries:
         return Measured({}, skipped, [])
-    configs = eval_configs(config, site)
-    text, note = held_out(config) if set(names) & {"core", "latents"} else (None, None)
+    configs = {name: eval_config(name, config, site) for name in dict.fromkeys(names)}
+    text, note = held_out(config) if set(names) & set(TEXT_EVALS) else (None, None)
     notes = [*foreign_models(dictionaries, model), *([note] if note else [])]
     for sentence in notes:
         sys.stderr.write(sentence + "\n")
     done: dict[str, dict[str, Result]] = {}
     for name in dict.fromkeys(names):
-        reason = _why_not(name, config)
+        reason = why_not(name, config)
         try:
             if reason is None:
-                labelled = labelled_sets(config, configs[name]) if name == "sparse_probing" else None
-                done |= runner.run_evals([name], dictionaries, model, runner.Data(text, labelled), out, configs)
+                if name in TEXT_EVALS:
+                    data = runner.Data(text)
+                elif name == "sparse_probing":
+                    data = runner.Data(labelled=labelled_sets(config, configs[name]))
+                else:
+                    data = runner.Data(own={name: own_data(name, config, model, configs[name])})
+                done |= runner.run_evals([name], dictionaries, model, data, out, configs)
                 continue
         except NothingToProbe as e:
             if len(set(names)) == 1:
@@ -114,47 +116,27 @@ def run_evals(
     return Measured(done, skipped, notes)
 
 
-def check_evals(names: Sequence[str], config: Inputs) -> None:
-    """Refuse what could not be measured later: activations without texts, no labels at all, an unknown label."""
-    if is_store(config):
-        raise InputError(
-            f"--data '{config.data[0]}' is an activation store, which holds no text to measure on; "
-            "use 'saeworks train' with it, then 'saeworks eval' with texts."
-        )
-    reasons = [reason for name in names if (reason := _why_not(name, config))]
-    if len(reasons) == len(names):
-        raise InputError(reasons[0])
-    if "sparse_probing" in names and _is_world(config) and config.label_column is not None:
-        from saeworks.activations.world_texts import parse_world
-        from saeworks.world import corpus
+def eval_config(name: str, config: RunConfig | EvaluateConfig, site: str | None) -> Any:
+    """The configuration of an eval that follows from a job's own, with the ``settings`` given for this eval on top.
 
-        label = config.label_column
-        chosen = _domains([parse_world(item).domain for item in config.data])
-        known = sorted({name for domain in chosen for name in corpus.label_names(domain)})
-        if label not in known:
-            elsewhere = [f"--data world:{domain}" for domain in corpus.DOMAINS if label in corpus.label_names(domain)]
-            hint = f" Name a domain that has it: {', '.join(elsewhere)}." if elsewhere else did_you_mean(label, known)
-            raise InputError(f"The domains to probe ({', '.join(chosen)}) have no label '{label}'.{hint}")
+    Raises ``InputError`` for a setting that the eval has not, or a value that it does not take.
+    """
+    from saeworks.evals.runner import eval_module
 
-
-def eval_configs(config: RunConfig | EvaluateConfig, site: str | None) -> dict[str, Any]:
-    """Configurations of all evals that follow from a job's own. Probing counts texts instead of tokens."""
-    from saeworks.evals import core, latents, sparse_probing
-
-    common: dict[str, Any] = {"context_length": config.context_length, "site": site}
-    rows = config.harvest_batch_size
-    return {
-        # Logits are far wider than activations: a quarter of the rows at a time.
-        "core": core.Config(**common, seed=config.seed, tokens=config.eval_tokens, batch_size=max(1, rows // 4)),
-        "latents": latents.Config(**common, seed=config.seed, tokens=2 * config.eval_tokens, batch_size=rows),
-        "sparse_probing": sparse_probing.Config(
-            **common,
-            seeds=tuple(range(config.seed, config.seed + 3)),
-            batch_size=rows,
-            train_texts=config.probe_texts,
-            test_texts=max(config.probe_texts // 2, 1),
-        ),
-    }
+    kind, rows = eval_module(name).Config, config.harvest_batch_size
+    chosen: dict[str, Any] = {"context_length": config.context_length, "site": site}
+    chosen |= {"mode": config.mode} if "mode" in kind.model_fields else {}
+    seeds = tuple(range(config.seed, config.seed + 3))
+    if name == "core":  # logits are far wider than activations: a quarter of the rows at a time
+        chosen |= {"seed": config.seed, "tokens": config.eval_tokens, "batch_size": max(1, rows // 4)}
+    elif name == "latents":
+        chosen |= {"seed": config.seed, "tokens": 2 * config.eval_tokens, "batch_size": rows}
+    elif name == "sparse_probing":
+        texts = config.probe_texts
+        chosen |= {"seeds": seeds, "batch_size": rows, "train_texts": texts, "test_texts": max(texts // 2, 1)}
+    else:
+        chosen |= {"seeds": seeds, "batch_size": rows}
+    return checked(kind, {**chosen, **config.settings.get(name, {})}, f"The eval '{name}'")
 
 
 def load_dictionaries(paths: Sequence[str], device: str) -> dict[str, Dictionary]:
@@ -189,6 +171,17 @@ def trained_model(dictionaries: Mapping[str, Dictionary]) -> str:
     return names.pop()
 
 
+def headlines(evals: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Column → (eval, category, metric) of the main numbers that evals name themselves."""
+    from saeworks.evals.runner import eval_module
+
+    return {
+        column: (name, category, metric)
+        for name in evals
+        for column, category, metric in getattr(eval_module(name), "HEADLINE", ())
+    }
+
+
 def summary_rows(
     dictionaries: Mapping[str, Dictionary], done: Mapping[str, Mapping[str, Result]]
 ) -> list[dict[str, Any]]:
@@ -196,31 +189,19 @@ def summary_rows(
 
     L0 and explained variance of what was not measured are those recorded when it was saved.
     """
+    columns = {**COLUMNS, **headlines(done)}
     rows: list[dict[str, Any]] = []
     for name, dictionary in dictionaries.items():
         recorded = dictionary.cfg.metadata.get("recorded") or {}
         measured = any(name in results for results in done.values())
         row: dict[str, Any] = {"dictionary": name, "latents": dictionary.cfg.d_sae}
-        for column, (which, category, metric) in COLUMNS.items():
+        for column, (which, category, metric) in columns.items():
             if measured and which in done and name in done[which]:
                 row[column] = done[which][name].metric(category, metric)
             elif not measured and (which in done or column in recorded):
                 row[column] = recorded.get(column)
         rows.append(row)
     return rows
-
-
-def held_out(config: Inputs) -> tuple[TextSource, str | None]:
-    """Texts that were not trained on; a file too small to hold any out is measured on itself, which is noted."""
-    source = open_source(config, "validation")
-    try:
-        if next(source.documents(limit=1), None) is not None:
-            return source, None
-    except InputError:
-        # Nothing was held out. A file that is bad in another way will say so again when it is read as a whole.
-        pass
-    note = "The data are too few to hold any out: core and latents were measured on the texts of training."
-    return open_source(config, "train"), note
 
 
 def foreign_models(dictionaries: Mapping[str, Dictionary], model: LanguageModel) -> list[str]:
@@ -231,81 +212,6 @@ def foreign_models(dictionaries: Mapping[str, Dictionary], model: LanguageModel)
         if trained_on is not None and trained_on != model.fingerprint():
             notes.append(f"'{name}' was trained on another model, or other weights, than '{model.name}' has.")
     return notes
-
-
-def labelled_sets(config: Inputs, settings: Any) -> dict[str, Any]:
-    """Data set name → labelled texts: the world's own labels per domain, or one set per file with ``label_column``."""
-    from saeworks.evals.sparse_probing import LabelledSet
-
-    if _is_world(config):
-        sets = _world_sets(config, settings)
-        if config.label_column is None:
-            return sets
-        label = (config.label_column,)
-        return {name: LabelledSet(s.train, s.test, label) for name, s in sets.items() if label[0] in (s.labels or ())}
-    out: dict[str, Any] = {}
-    for item in config.data:
-        one = config.model_copy(update={"data": (item,)})
-        # Probing takes the first texts of each part, and files are often sorted by label: a random sample of the
-        # whole file goes there. Of a hub data set no more is fetched than is kept.
-        most = 10 * (settings.train_texts + settings.test_texts)
-        local = Path(item).expanduser().exists()
-        source = open_source(one, "all" if local else "train")
-        documents = sample(source.documents(limit=None if local else most), most, config.seed)
-        name = Path(item).stem
-        # A text may bring further labels of its own; only the column that was named is asked for.
-        out[name if name not in out else item] = LabelledSet(documents, None, ("label",))
-    return out
-
-
-def _world_sets(config: Inputs, settings: Any) -> dict[str, Any]:
-    """The labelled sets of the domains asked for; planted correlations are in both parts."""
-    from saeworks.activations.world_texts import parse_world
-    from saeworks.evals.sparse_probing import LabelledSet, world_sets
-    from saeworks.world import corpus
-
-    parts = {item: parse_world(item) for item in config.data}
-    sets = world_sets(_domains([part.domain for part in parts.values() if part.spurious is None]), settings)
-    counts = {"probe_train": settings.train_texts, "probe_test": settings.test_texts}
-    for item, part in parts.items():
-        if part.spurious is not None and part.domain is not None:
-            train, test = (
-                list(corpus.documents(part.domain, split, count=count, spurious=part.spurious))
-                for split, count in counts.items()
-            )
-            sets[item.partition(":")[2]] = LabelledSet(train, test, corpus.label_names(part.domain))
-    return sets
-
-
-def _domains(named: Iterable[str | None]) -> list[str]:
-    """The domains to probe, each once: those named, and for the mixture (None) the usual ones."""
-    from saeworks.evals.sparse_probing import WORLD_DOMAINS
-
-    return list(dict.fromkeys(d for domain in named for d in (WORLD_DOMAINS if domain is None else (domain,))))
-
-
-def sample(items: Iterable[Item], most: int, seed: int) -> list[Item]:
-    """At most ``most`` of ``items`` in random order, every one equally likely; holds no more than that."""
-    rng = random.Random(seed)
-    kept: list[Item] = []
-    for number, item in enumerate(items):
-        place = rng.randrange(number + 1)
-        if number < most:
-            kept.append(item)
-            kept[place], kept[-1] = kept[-1], kept[place]
-        elif place < most:
-            kept[place] = item
-    return kept
-
-
-def _is_world(config: Inputs) -> bool:
-    return all(item == "world" or item.startswith("world:") for item in config.data)
-
-
-def _why_not(name: str, config: Inputs) -> str | None:
-    if name == "sparse_probing" and config.label_column is None and not _is_world(config):
-        return "sparse_probing needs labels: name the column that holds them with --label-column."
-    return None
 
 
 def _inside(path: Path) -> list[Path]:

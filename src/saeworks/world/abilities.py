@@ -275,7 +275,7 @@ def measure(
 
 def _bags_of_words(figures: Mapping[str, Any] | None, scale: float) -> dict[str, dict[str, float]]:
     """Domain → label → what a bag of words reached, the concepts of chat under the empty name."""
-    if not figures or (figures["corpus"], figures["scale"]) != (fingerprint(), scale):
+    if not figures or (figures.get("corpus"), figures.get("scale")) != (fingerprint(), scale):
         return {}
     found = {"": {concept: probe["bag_of_words"] for concept, probe in figures["chat_concepts"].items()}}
     for name, probe in figures["probes"].items():

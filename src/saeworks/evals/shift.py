@@ -1,0 +1,289 @@
+"""SHIFT with a judge: like SCR, but latents are removed because a judge says that they are about the unwanted concept.
+
+SCR chooses latents with a probe of the cue, for which one must know the cue of every text. SHIFT as first proposed
+(arXiv 2403.19647, made an eval in arXiv 2411.18895) does without: the latents that move the *biased* probe most are
+shown to somebody, who says which of them are about the cue; these are removed. The judge may be a language model, or
+the embedded world itself, whose spans say what every token is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from saeworks.errors import InputError
+from saeworks.evals import scr, spurious_texts
+from saeworks.evals.ablatable_texts import in_units_of_activations
+from saeworks.evals.batches import DictionaryLike, fingerprint_documents, fingerprint_of_model
+from saeworks.evals.judges.asking import Asker
+from saeworks.evals.judges.opening import JudgeConfig, identity_of, open_asker
+from saeworks.evals.latent_evidence import Concept, LatentEvidence, rating_question, read_ratings, strongest_texts
+from saeworks.evals.linear_probes import ProbeSettings
+from saeworks.evals.probe_attribution import effects, mean_differences, select_latents
+from saeworks.evals.removal_scores import SetRemovals
+from saeworks.evals.spurious_removal import (
+    DIRECTIONS,
+    Choosing,
+    MeasuredSet,
+    measure_set,
+    nothing_to_probe,
+    removal_result,
+    remove,
+    seen_by,
+)
+from saeworks.evals.spurious_texts import Key, SpuriousSet
+from saeworks.evals.token_rows import TokenRows, document_rows
+from saeworks.files import sha256_json
+from saeworks.results.envelope import Result
+from saeworks.world.documents import Document
+
+if TYPE_CHECKING:
+    from saeworks.models.language_model import LanguageModel
+
+EVAL_TYPE = "shift"
+DEFINITION = "saeworks/shift/1"
+HEADLINE = (("shift_20", "shift_metrics", "shift_metric_threshold_20"),)
+#: Domain of the world → the concepts that its classes lie below, and the concept of its cue.
+_PLACES = {
+    "biographies": ("biographies/profession", "person/gender"),
+    "portraits": ("biographies/profession", "person/gender"),
+    "reviews": ("reviews/category", "reviews/sentiment"),
+}
+#: A latent is about a concept when its rating, 0 to 4, is above this.
+RELATED = 0.5
+
+
+class Config(ProbeSettings, JudgeConfig):
+    """``top_k``: so many latents are judged for each pair of classes and seed, those with the largest |effect| for the
+    probe that ``candidates`` names: the ``biased`` one, or, as in SCR, that of the label to be ``removed``.
+
+    ``rule``: remove latents that are about the ``unwanted`` label, or those that are ``not_intended``, not about the
+    label that is asked for. ``examples`` texts are shown of each latent, with their ``marked`` strongest tokens marked,
+    out of ``evidence_texts`` (which are the embedded world's, where no other data are given).
+    """
+
+    n_values: tuple[int, ...] = Field(default=(2, 5, 10, 20), min_length=1)
+    top_k: int = Field(default=20, gt=0)
+    candidates: Literal["biased", "removed"] = "biased"
+    rule: Literal["unwanted", "not_intended"] = "unwanted"
+    examples: int = Field(default=5, gt=0)
+    marked: int = Field(default=5, gt=0)
+    evidence_texts: int = Field(default=1000, gt=0)
+    min_gap: float = Field(default=0.05, gt=0, lt=1)
+    domains: tuple[str, ...] = ("biographies", "reviews")
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a judge is asked about a set: a concept for each class, and one for the cue."""
+
+    classes: Mapping[str, Concept]
+    cue: Concept
+
+
+@dataclass(frozen=True)
+class Data:
+    """Sets as for SCR, their concepts, and the texts that latents are looked at on."""
+
+    sets: Mapping[str, SpuriousSet]
+    named: Mapping[str, Named]
+    evidence: tuple[Document, ...]
+
+
+def default_data(model: LanguageModel, config: Config) -> Data:
+    """The sets of SCR, and validation texts of the embedded world, whose spans carry the concepts."""
+    from saeworks.world import corpus
+    from saeworks.world.concepts import concepts
+
+    known = concepts()
+    sets = spurious_texts.world_sets(config.domains, config)
+    named = dict[str, Named]()
+    for name, one in sets.items():
+        of_class, cue = _PLACES[name]
+        ids = {value: f"{of_class}/{value}" for pair in one.pairs for value in pair}
+        classes = {value: Concept(i, known[i].description) for value, i in ids.items()}
+        named[name] = Named(classes, Concept(cue, known[cue].description))
+    evidence = tuple(corpus.documents(None, "validation", count=config.evidence_texts))
+    return Data(sets, named, evidence)
+
+
+def from_documents(sets: Mapping[str, Sequence[Document]], label: str, model: LanguageModel, config: Config) -> Data:
+    """Somebody's texts with two labels each, which are the evidence too; concepts are named by the labels."""
+    made = spurious_texts.labelled_sets(sets, label)
+    named = dict[str, Named]()
+    for name, one in made.items():
+        values = dict.fromkeys(value for pair in one.pairs for value in pair)
+        classes = {value: Concept(value, f"what tells that a text is of the class {value}") for value in values}
+        cue = Concept(" or ".join(one.cue), f"what tells whether a text is {one.cue[0]} or {one.cue[1]}")
+        named[name] = Named(classes, cue)
+    evidence = tuple(d for one in made.values() for d in one.train)[: config.evidence_texts]
+    return Data(made, named, evidence)
+
+
+def data_hashes(data: Data, config: Config) -> dict[str, str]:
+    """Hashes of the sets, of the texts shown and the concepts asked for, and of the judge."""
+    asked = [
+        [name, n.cue.name, n.cue.description, *([v, c.name, c.description] for v, c in n.classes.items())]
+        for name, n in data.named.items()
+    ]
+    evidence = sha256_json([fingerprint_documents(data.evidence), asked])
+    return {**spurious_texts.data_hashes(data.sets), "data:evidence": evidence, "judge": identity_of(config)}
+
+
+def run(
+    dictionaries: Mapping[str, DictionaryLike], model: LanguageModel, data: Data, config: Config
+) -> dict[str, Result]:
+    """Score every dictionary on every pair of classes; returns name → result.
+
+    Raises:
+        InputError: widths that do not fit, a judge that cannot be asked, texts that do not say what the world's judge
+            is asked, or more questions than the judge's budget has requests.
+        saeworks.evals.problems.NothingToProbe: no pair has enough texts.
+        saeworks.errors.RunError: the budget is spent or the judge does not answer any more; its answers are kept.
+    """
+    if config.judge == "world":
+        _check_spans(data)
+    skipped: dict[str, str] = {}
+    measured: dict[str, MeasuredSet] = {}
+    for dataset, one in data.sets.items():
+        found = measure_set(dictionaries, model, one, dataset, config, skipped)
+        if found is not None:
+            measured[dataset] = found
+    if not measured:
+        raise nothing_to_probe(skipped)
+    candidates = {name: _candidates(measured, name, config) for name in dictionaries}
+    rows = document_rows(model, data.evidence, config.context_length)
+    shown = {name: sorted({i for (_, _, i) in found}) for name, found in candidates.items()}
+    inner = in_units_of_activations(dictionaries)
+    sites = next(iter(measured.values())).pooled.sites
+    evidence = strongest_texts(inner, model, rows, sites, shown, config.examples, config.batch_size)
+    hashes = {"model": fingerprint_of_model(model), **data_hashes(data, config)}
+    out: dict[str, Result] = {}
+    with open_asker(config) as asker:
+        for name, dictionary in dictionaries.items():
+            verdicts = _ask(candidates[name], evidence[name], data.named, rows, asker, config)
+            sets = [
+                SetRemovals(dataset, remove(found, name, config, verdicts.choice(dataset, config)), found.groups)
+                for dataset, found in measured.items()
+            ]
+            result = removal_result(
+                EVAL_TYPE, DEFINITION, name, dictionary, sets, config, config.min_gap, hashes, skipped
+            )
+            out[name] = verdicts.told(result, asker)
+    return out
+
+
+#: Data set, pair of classes, latent.
+Candidate = tuple[str, tuple[str, str], int]
+
+
+def _check_spans(data: Data) -> None:
+    """The world's judge looks concepts up in the spans of the texts."""
+    carried = {span.concept for document in data.evidence for span in document.spans}
+    for name, asked in data.named.items():
+        if not any(c == asked.cue.name or c.startswith(f"{asked.cue.name}/") for c in carried):
+            raise InputError(
+                f"The world's judge reads concepts from the spans of the texts, and none of the {len(data.evidence)} "
+                f"texts shown for '{name}' has a span of '{asked.cue.name}'; name another judge, such as local:DIR."
+            )
+
+
+def _candidates(measured: Mapping[str, MeasuredSet], name: str, config: Config) -> list[Candidate]:
+    found = dict[Candidate, None]()
+    for dataset, one in measured.items():
+        for seen in seen_by(one, name):
+            for direction in (0, 1):
+                for latent in candidate_latents(seen, direction, config).tolist():
+                    found[dataset, seen.case.pair, latent] = None
+    return list(found)
+
+
+def candidate_latents(seen: Choosing, direction: int, config: Config) -> Tensor:
+    """The latents of one case that are judged, those with the largest |effect| first."""
+    if config.candidates == "removed":
+        return scr.by_attribution(seen, direction, config.top_k)
+    delta = mean_differences(seen.latents, [seen.case.train["biased"]])[0]
+    found = effects(delta, seen.weights["biased"], seen.directions)
+    return select_latents(found.abs(), config.top_k, "corrected")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Ratings of the class (the larger of the pair's two) and of the cue, for every candidate whose answer could be
+    read; ``unread`` are the others, which are never removed."""
+
+    ratings: dict[Candidate, tuple[int, int]]
+    unread: list[Candidate] = field(default_factory=list[Candidate])
+
+    def choice(self, dataset: str, config: Config) -> Any:
+        """What :func:`saeworks.evals.spurious_removal.remove` asks: which latents to remove."""
+
+        def choose(seen: Choosing, direction: int, most: int) -> Tensor:
+            found = candidate_latents(seen, direction, config)
+            kept = [self.removable((dataset, seen.case.pair, i), direction, config.rule) for i in found.tolist()]
+            return found[kept][:most]
+
+        return choose
+
+    def removable(self, candidate: Candidate, direction: int, rule: str) -> bool:
+        """Whether a latent goes: direction 1 removes the cue and asks for the class, direction 2 the reverse."""
+        if candidate not in self.ratings:
+            return False
+        of: dict[Key, int] = {"class": self.ratings[candidate][0], "cue": self.ratings[candidate][1]}
+        removed, asked = DIRECTIONS[direction]
+        return of[removed] > RELATED if rule == "unwanted" else of[asked] <= RELATED
+
+    def told(self, result: Result, asker: Asker) -> Result:
+        """The result with what the judge said."""
+        judged = max(1, len(self.ratings))
+        result.eval_result_metrics["judge"] = {
+            "n_rated": len(self.ratings),
+            "n_unread": len(self.unread),
+            "frac_about_class": sum(c > RELATED for c, _ in self.ratings.values()) / judged,
+            "frac_about_cue": sum(v > RELATED for _, v in self.ratings.values()) / judged,
+        }
+        usage = {"judge": asker.judge.name, "read_from_disk": asker.cached, **asker.judge.usage()}
+        result.eval_result_details.append(usage)
+        written: dict[str, dict[str, dict[str, int]]] = {}
+        for (dataset, pair, latent), (of_class, of_cue) in self.ratings.items():
+            of_pair = written.setdefault(f"{dataset}_shift_{pair[0]}_{pair[1]}_results", {})
+            of_pair[str(latent)] = {"class": of_class, "cue": of_cue}
+        result.eval_result_unstructured = written
+        return result
+
+
+def _ask(
+    candidates: Sequence[Candidate],
+    evidence: Mapping[int, LatentEvidence],
+    named: Mapping[str, Named],
+    rows: TokenRows,
+    asker: Asker,
+    config: Config,
+) -> Verdicts:
+    # A latent that is active in no text has no evidence, and nobody is asked about it.
+    known = [c for c in candidates if evidence[c[2]].texts]
+    concepts = [_concepts(named[dataset], pair) for dataset, pair, _ in known]
+    questions = [
+        rating_question(evidence[latent], asked, rows, config.marked)
+        for (_, _, latent), asked in zip(known, concepts, strict=True)
+    ]
+    asker.check_room(questions)
+    ratings: dict[Candidate, tuple[int, int]] = {}
+    for candidate, asked, answer in zip(known, concepts, asker.ask(questions), strict=True):
+        found = read_ratings(answer, _names(asked))
+        if found is not None:
+            first, second, cue = (found[name] for name in _names(asked))
+            ratings[candidate] = (max(first, second), cue)
+    return Verdicts(ratings, [c for c in candidates if c not in ratings])
+
+
+def _concepts(named: Named, pair: tuple[str, str]) -> list[Concept]:
+    return [named.classes[pair[0]], named.classes[pair[1]], named.cue]
+
+
+def _names(concepts: Iterable[Concept]) -> list[str]:
+    return [concept.name for concept in concepts]
