@@ -217,6 +217,7 @@ def core_numbers(core: object, sae: object, model: object) -> dict[str, float]:
 
     class Store:
         exclude_special_tokens = None
+        context_size = 32
 
         def reset_input_dataset(self) -> None:
             rng.manual_seed(0)
