@@ -99,6 +99,21 @@ class RunFlags(InputFlags):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class BenchFlags(RunFlags):
+    """What is measured: a grid to train, or dictionaries that exist."""
+
+    evals: str | None = None
+    "Evals, comma-separated: any that saeworks eval offers."
+    dictionary: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    "Measure these instead of training: dictionary folders, or a folder or workspace that holds several."
+    published: Annotated[Path | None, Parameter(name="--import")] = None
+    "Folder of SAEBench's result files, whose dictionaries become rows beside one's own."
+    at_once: Annotated[int | None, Parameter(group=MORE)] = None
+    "Dictionaries held in memory together; those of one eval share the language model's work."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class EvalFlags(InputFlags):
     """What is measured."""
 

@@ -3,8 +3,7 @@
 Where the spans of texts say which tokens belong to which concept, every concept gets a linear detector of its tokens
 and the direction that its presence adds to the activations; a label of a text is a concept of all its tokens. What an
 eval gives this dictionary is what the right latents would reach at this site, as far as latents that read one token
-linearly can. Only what is about concepts has its ceiling here: a reconstruction from known concepts alone is a poor
-one.
+linearly can. Only what is about concepts has its ceiling here: a reconstruction from known concepts alone is poor.
 """
 
 from __future__ import annotations
@@ -140,9 +139,9 @@ def dictionary_of_concepts(
 ) -> Dictionary:
     """The dictionary itself, from activations whose concepts are known.
 
-    A latent is 1 at the mean of its concept's tokens and 0 at the mean of the others, and fires above the threshold
-    with the best F1, which is found on documents that its direction was not learned from (two halves take turns).
-    Decoder rows have the norms that go with that.
+    A latent is measured in units of its noise: on what the concept is told from its pre-activation has the mean 0 and
+    the standard deviation 1. It fires above the threshold with the best F1, which is found on documents that its
+    direction was not learned from (two halves take turns). Decoder rows have the norms that go with that.
 
     Args:
         tokens: what to learn from.
@@ -152,7 +151,7 @@ def dictionary_of_concepts(
             ``difference``: the difference of the means of the same.
         writing: decoder rows. ``regression``: x is rebuilt from all latents at once by least squares, so that a
             concept carries only what its ancestors and companions do not. ``difference``: the difference of the means
-            of the concept's tokens and all others.
+            of the concept's tokens and its siblings', or all others' where it has none, per unit of the latent.
 
     Raises:
         InputError: no concept with enough tokens.
@@ -173,11 +172,9 @@ def dictionary_of_concepts(
     if writing == "regression":
         decoder, intercept = _regressed(x, weights, bias, threshold)
     else:
-        mean = x.double().mean(0)
-        own = torch.stack([x[tokens.concepts[name]].double().mean(0) for name in names])
-        counts = torch.tensor([len(tokens.concepts[name]) for name in names], dtype=torch.float64)[:, None]
-        decoder = own - (mean * total - own * counts) / (total - counts)
-        intercept = mean - _mean_codes(x, weights, bias, threshold) @ decoder
+        difference = torch.stack([_difference(tokens, name) for name in names])
+        decoder = difference / (weights * difference).sum(1, keepdim=True).clamp_min(1e-12)
+        intercept = x.double().mean(0) - _mean_codes(x, weights, bias, threshold) @ decoder
     cfg = DictionaryConfig(
         architecture="jumprelu",
         d_in=x.shape[1],
@@ -239,13 +236,13 @@ def _read(tokens: AnnotatedTokens, names: list[str], reading: Reading) -> tuple[
             for n in some
         ]
         # [concept, fit, d] and [concept, fit]; the fits are those of the first half, of the second, and of both.
-        w, b = (torch.stack([fit[i] for fit in fitted]) for i in (0, 1))
+        w, b, units = (torch.stack([fit[i] for fit in fitted]) for i in (0, 1, 2))
         scores = torch.empty(len(x), len(some))
         for fit, judged in ((0, ~first), (1, first)):
             scores[judged] = x[judged] @ w[:, fit].float().T + b[:, fit].float()
-        thresholds.append(best_thresholds(scores, [tokens.concepts[name] for name in some]))
-        weights.append(w[:, 2])
-        bias.append(b[:, 2])
+        thresholds.append(best_thresholds(scores, [tokens.concepts[name] for name in some]) * units[:, 2])
+        weights.append(w[:, 2] * units[:, 2:])
+        bias.append(b[:, 2] * units[:, 2])
     return torch.cat(weights), torch.cat(bias), torch.cat(thresholds)
 
 
@@ -254,36 +251,57 @@ def _fit_halves(
     parent: tuple[_Moments, _Moments] | None,
     everything: tuple[_Moments, _Moments],
     reading: Reading,
-) -> tuple[Tensor, Tensor]:
-    """Detectors of one concept learned from the first half, the second, and both: [fit, d] and [fit]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Detectors of one concept learned from the first half, the second, and both: [fit, d], [fit] and units [fit]."""
     whole = (own[0] + own[1], None if parent is None else parent[0] + parent[1], everything[0] + everything[1])
     sets = [(own[h], None if parent is None else parent[h], everything[h]) for h in (0, 1)]
     # A half without the concept, or with nothing else, teaches nothing: both halves then stand in for it.
     fits = [_detector(*(s if 0 < s[0].count < s[2].count else whole), reading) for s in (*sets, whole)]
-    return torch.stack([w for w, _ in fits]), torch.stack([b for _, b in fits])
+    w, b, unit = zip(*fits, strict=True)
+    return torch.stack(w), torch.stack(b), torch.stack(unit)
 
 
-def _detector(own: _Moments, parent: _Moments | None, everything: _Moments, reading: Reading) -> tuple[Tensor, Tensor]:
-    """w [d] and b: w·x + b is 1 at the mean of the concept and 0 at the mean of what it is told from."""
-    siblings = None if parent is None or parent.count == own.count else parent - own
-    strangers = everything - (own if siblings is None or parent is None else parent)
-    others = [group for group in (siblings, strangers) if group is not None and group.count]
+def _detector(
+    own: _Moments, parent: _Moments | None, everything: _Moments, reading: Reading
+) -> tuple[Tensor, Tensor, Tensor]:
+    """w [d], b and a unit: w·x + b has the mean 1 over the concept and 0 over what it is told from, where its standard
+    deviation is one over the unit. Halves agree in the first scale: there the noise looks smaller than it is, the more
+    so the fewer the tokens.
+    """
+    others = _others(own, parent, everything)
     away = torch.stack([group.mean for group in others]).mean(0)
-    difference = own.mean - away
-    w = difference
+    w = difference = own.mean - away
+    between = sum(((g.mean - away).outer(g.mean - away) for g in others), everything.square * 0) / len(others)
+    elsewhere = sum((group.covariance() for group in others), everything.square * 0) / len(others) + between
     if reading == "lda":
         # A covariance counts by what its group can say of so many dimensions: a handful of tokens says little.
         groups = [(0.5, own), *((0.5 / len(others), group) for group in others)]
         shares = [share * group.count / (group.count + len(away)) for share, group in groups]
-        within = sum(
-            (s * group.covariance() for s, (_, group) in zip(shares, groups, strict=True)), everything.square * 0
-        )
-        between = sum(((g.mean - away).outer(g.mean - away) / len(others) for g in others), everything.square * 0)
+        within = sum((s * g.covariance() for s, (_, g) in zip(shares, groups, strict=True)), everything.square * 0)
         spread = within / sum(shares) + 0.5 * between
         ridge = 1e-3 * spread.diagonal().mean().clamp_min(1e-12)
         w = torch.linalg.solve(spread + ridge * torch.eye(len(away), dtype=torch.float64), difference)
     w = w / (w @ difference).clamp_min(1e-12)
-    return w, -(w @ away)
+    return w, -(w @ away), 1 / (w @ elsewhere @ w).clamp_min(1e-12).sqrt()
+
+
+def _others(own: _Moments, parent: _Moments | None, everything: _Moments) -> list[_Moments]:
+    """What a concept is told from: its siblings, where there are any, and the tokens of neither."""
+    if parent is None or parent.count == own.count:
+        return [everything - own]
+    return [parent - own] + ([everything - parent] if everything.count > parent.count else [])
+
+
+def _difference(tokens: AnnotatedTokens, name: str) -> Tensor:
+    own = torch.zeros(len(tokens.x), dtype=torch.bool)
+    own[tokens.concepts[name]] = True
+    others = ~own
+    parent = tokens.concepts.get(name.rpartition("/")[0])
+    if parent is not None and len(parent) > len(tokens.concepts[name]):
+        others = torch.zeros_like(own)
+        others[parent] = True
+        others &= ~own
+    return tokens.x[own].double().mean(0) - tokens.x[others].double().mean(0)
 
 
 def best_thresholds(scores: Tensor, members: list[Tensor]) -> Tensor:

@@ -76,8 +76,8 @@ def run_evals(
     for name, module in modules.items():
         config = configs.get(name) or module.Config()
         source = data.of(name)
-        hashes = {"model": fingerprint_of_model(model), **_data_hashes(module, source, config)}
-        kept = {} if force else _finished(module, dictionaries, out, config, hashes)
+        prints = {} if force else {key: fingerprint_of(dictionary) for key, dictionary in dictionaries.items()}
+        kept = finished(name, prints, model, data, out, config)
         left = {key: dictionary for key, dictionary in dictionaries.items() if key not in kept}
         run = cast("Callable[..., dict[str, Result]]", module.run)
         fresh = run(left, model, source, config) if left else {}
@@ -99,15 +99,24 @@ def _data_hashes(module: Any, source: Any, config: Any) -> dict[str, str]:
     return {"data": source.fingerprint()} if own is None else own(source, config)
 
 
-def _finished(
-    module: Any,
-    dictionaries: Mapping[str, DictionaryLike],
+def finished(
+    name: str,
+    fingerprints: Mapping[str, str],
+    model: LanguageModel,
+    data: Data,
     out: Path,
     config: BaseModel,
-    hashes: Mapping[str, str],
 ) -> dict[str, Result]:
-    found: dict[str, Result] = {}
-    for key, dictionary in dictionaries.items():
+    """Dictionary → result of those that one eval need not measure again.
+
+    ``fingerprints`` maps the name of a dictionary to its content hash. A result below ``out`` counts when it has the
+    same config, definition and content hashes of dictionary, model and data.
+    """
+    module, found = eval_module(name), dict[str, Result]()
+    if not fingerprints:
+        return found
+    hashes = {"model": fingerprint_of_model(model), **_data_hashes(module, data.of(name), config)}
+    for key, fingerprint in fingerprints.items():
         path = result_path(out, module.EVAL_TYPE, key)
         if not path.is_file():
             continue
@@ -116,7 +125,6 @@ def _finished(
         except InputError:
             continue  # a damaged or foreign file is measured anew and replaced
         same = result.eval_config == config.model_dump(mode="json") and result.definition_id == module.DEFINITION
-        wanted = {**hashes, "dictionary": fingerprint_of(dictionary)}
-        if same and result.provenance.get("hashes") == wanted:
+        if same and result.provenance.get("hashes") == {**hashes, "dictionary": fingerprint}:
             found[key] = result
     return found

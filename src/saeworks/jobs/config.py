@@ -56,7 +56,7 @@ def _whole_number(value: object) -> object:
 
 
 def _settings(value: object) -> object:
-    """``["scr.train_texts=400", …]`` as ``{"scr": {"train_texts": 400}}``; values are read as YAML."""
+    """``["core.tokens=4096", …]`` as ``{"core": {"tokens": 4096}}``; values are read as YAML."""
     if not isinstance(value, (list, tuple)):
         return value
     import yaml
@@ -169,6 +169,30 @@ class EvaluateConfig(Inputs):
     probe_texts: Count = 600
     mode: Mode = "corrected"
     settings: Settings = {}
+
+
+class BenchConfig(RunConfig):
+    """Configuration of ``saeworks bench``: a grid as of ``saeworks train``, or ``dictionary``, and ``evals`` on all.
+
+    ``dictionary``: folders of dictionaries to measure in place of training; ``model`` and ``site`` that are not given
+    are then those that they were trained on. ``published``: a folder of SAEBench's results, shown beside one's own.
+    ``at_once``: dictionaries held in memory together; those of one eval share what the language model computes.
+    """
+
+    # What is measured does not change what was trained, so a bench may be resumed with other evals.
+    may_change: ClassVar[frozenset[str]] = RunConfig.may_change | {
+        *("evals", "eval_tokens", "probe_texts", "dictionary", "published", "at_once")
+    }
+
+    out: Path = Path("runs/bench")
+    evals: EvalNames = ("core", "sparse_probing", "scr", "tpp", "absorption")
+    dictionary: Files | None = None
+    published: Path | None = None
+    at_once: Count = 8
+
+    def training(self) -> RunConfig:
+        """The part that trains."""
+        return RunConfig.model_validate({key: getattr(self, key) for key in RunConfig.model_fields})
 
 
 class CacheConfig(Inputs):

@@ -124,17 +124,29 @@ def own_data(name: str, config: Inputs, model: LanguageModel, settings: Any) -> 
     if is_world(config):
         return module.default_data(model, settings)
     make = getattr(module, "from_documents", None)
-    if make is None:
-        raise InputError(
-            f"{name} asks questions of its own making, which --data cannot replace; leave --data out to ask those of "
-            "the embedded world."
-        )
-    if config.label_column is None:
-        raise InputError(f"{name} needs labels: name the column that holds them with --label-column.")
+    if reason := why_not_own(name, config):
+        raise InputError(reason)
+    assert make is not None  # or there would have been a reason
     sets = {
         item: list(open_source(config.model_copy(update={"data": (item,)}), "all").documents()) for item in config.data
     }
     return make(sets, "label", model, settings)
+
+
+def why_not_own(name: str, config: Inputs) -> str | None:
+    """Why an eval that brings its own data cannot be run on a user's texts; None when it can, or need not."""
+    from saeworks.evals.runner import eval_module
+
+    if is_world(config) or name in TEXT_EVALS or name == "sparse_probing":
+        return None
+    if not hasattr(eval_module(name), "from_documents"):
+        return (
+            f"{name} asks questions of its own making, which --data cannot replace; leave --data out to ask those of "
+            "the embedded world."
+        )
+    if config.label_column is None:
+        return f"{name} needs labels: name the column that holds them with --label-column."
+    return None
 
 
 def _domains(named: Iterable[str | None]) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from saeworks.errors import InputError
 from saeworks.jobs.config import EvaluateConfig, RunConfig, checked, resolve
@@ -15,7 +15,7 @@ from saeworks.jobs.eval_data import TEXT_EVALS, check_evals, held_out, labelled_
 from saeworks.jobs.inputs import open_model
 
 if TYPE_CHECKING:
-    from saeworks.dictionaries.dictionary import Dictionary
+    from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
     from saeworks.models.language_model import LanguageModel
     from saeworks.results.envelope import Result
 
@@ -27,6 +27,13 @@ COLUMNS = {
     "probe_k5": ("sparse_probing", "sae", "sae_top_5_test_accuracy"),
     "probe_dense": ("sparse_probing", "llm", "llm_test_accuracy"),
 }
+
+
+class Described(Protocol):
+    """Whatever has the configuration of a dictionary: the dictionary itself, or what is known before it is loaded."""
+
+    @property
+    def cfg(self) -> DictionaryConfig: ...
 
 
 @dataclass(frozen=True)
@@ -142,11 +149,17 @@ def eval_config(name: str, config: RunConfig | EvaluateConfig, site: str | None)
 def load_dictionaries(paths: Sequence[str], device: str) -> dict[str, Dictionary]:
     """Load dictionaries by name. A path may be a dictionary, a folder of dictionaries, or a workspace."""
     from saeworks.dictionaries.formats import load
-    from saeworks.dictionaries.formats.registry import is_dictionary
     from saeworks.runtime import resolve_device
 
     where = str(resolve_device(device))
-    found: dict[str, Dictionary] = {}
+    return {name: load(folder, where) for name, folder in dictionary_folders(paths).items()}
+
+
+def dictionary_folders(paths: Sequence[str]) -> dict[str, Path]:
+    """Name → folder of all dictionaries below ``paths``, none loaded; ``InputError`` where there is none."""
+    from saeworks.dictionaries.formats.registry import is_dictionary
+
+    found: dict[str, Path] = {}
     for path in (Path(p) for p in paths):
         folders = [path] if not path.is_dir() or is_dictionary(path) else _inside(path)
         if not folders:
@@ -158,11 +171,11 @@ def load_dictionaries(paths: Sequence[str], device: str) -> dict[str, Dictionary
                 name = f"{folder.resolve().parent.parent.name}_{name}"
             if name in found:
                 raise InputError(f"Two dictionaries are called '{name}'; rename one, or measure them one by one.")
-            found[name] = load(folder, where)
+            found[name] = folder
     return found
 
 
-def trained_model(dictionaries: Mapping[str, Dictionary]) -> str:
+def trained_model(dictionaries: Mapping[str, Described]) -> str:
     """Name of the language model that all dictionaries were trained on; ``InputError`` unless it is exactly one."""
     names = {str(d.cfg.metadata.get("model_name")) for d in dictionaries.values() if d.cfg.metadata.get("model_name")}
     if len(names) != 1:
@@ -204,7 +217,7 @@ def summary_rows(
     return rows
 
 
-def foreign_models(dictionaries: Mapping[str, Dictionary], model: LanguageModel) -> list[str]:
+def foreign_models(dictionaries: Mapping[str, Described], model: LanguageModel) -> list[str]:
     """A sentence for every dictionary that was trained on a model with other weights than this one."""
     notes: list[str] = []
     for name, dictionary in dictionaries.items():

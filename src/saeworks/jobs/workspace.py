@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from saeworks.errors import InputError
 from saeworks.files import atomic_write_text, read_json, write_json
@@ -17,6 +17,7 @@ from saeworks.jobs.config import RunConfig, changed_keys, plain, resolve
 from saeworks.version import __version__
 
 SCHEMA_VERSION = 1
+Kind = TypeVar("Kind", bound=RunConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +109,18 @@ class Workspace:
 
 
 def open_run(overrides: Mapping[str, Any], file: Path | None) -> tuple[RunConfig, Workspace]:
-    """Resolve the configuration of a run and check that its workspace may be written. Nothing is written here.
+    """The configuration of a run and its workspace, as :func:`open_run_as` opens them."""
+    return open_run_as(RunConfig, overrides, file)
+
+
+def open_run_as(kind: type[Kind], overrides: Mapping[str, Any], file: Path | None) -> tuple[Kind, Workspace]:
+    """Resolve a configuration of this ``kind`` and check that its workspace may be written. Nothing is written here.
 
     Without ``resume`` the directory must be absent or empty. With it, a saved run's configuration is the base, and
     every key that is given must agree with it; a directory without a run is started afresh, so that the same command
     can be repeated after any interruption.
     """
-    config = resolve(RunConfig, overrides, file)
+    config = resolve(kind, overrides, file)
     workspace = Workspace(config.out)
     if config.out.exists() and not config.out.is_dir():
         raise InputError(f"--out '{config.out}' is a file; give a directory.")
@@ -128,10 +134,10 @@ def open_run(overrides: Mapping[str, Any], file: Path | None) -> tuple[RunConfig
             "add --resume to continue it, or choose another directory."
         )
     # A run of an earlier version lacks the keys that came later: it was run as their defaults say.
-    complete = {**plain(RunConfig()), **workspace.read()["config"]}
+    complete = {**plain(kind()), **workspace.read()["config"]}
     saved = {key: value for key, value in complete.items() if key != "out"}
-    config = resolve(RunConfig, overrides, file, saved)
-    changed = changed_keys(saved, plain(config), RunConfig.may_change)
+    config = resolve(kind, overrides, file, saved)
+    changed = changed_keys(saved, plain(config), kind.may_change)
     if changed:
         now = plain(config)
         differences = ", ".join(f"{key} was {saved.get(key)!r} and is now {now[key]!r}" for key in changed)

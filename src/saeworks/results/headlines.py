@@ -44,6 +44,8 @@ HEADLINES = (
     Headline(
         "meta_structure", "meta_structure_decoder_variance", "meta_structure", "decoder_fraction_variance_explained", -1
     ),
+    Headline("shift_20", "shift", "shift_metrics", "shift_metric_threshold_20"),
+    Headline("bits_per_token", "mdl", "mdl", "description_length_with_residual", -1),
     Headline("concept_f1", "latents", "concepts", "mean_best_latent_f1"),
 )
 
