@@ -281,6 +281,10 @@ def test_wrong_wishes_are_answered_with_a_sentence(monkeypatch: pytest.MonkeyPat
         questions.questions(["cities", "ship"], "train", 2)
     with pytest.raises(InputError, match="no questions on 'kind'"):
         questions.draw_question(Draw("any"), "train", "kind")
+    with pytest.raises(InputError, match=r"no split 'probe_tset'\. Did you mean 'probe_test'"):
+        questions.questions(("ships",), "probe_tset", 3)
+    with pytest.raises(InputError, match="-1 questions were asked for; give 0 or more"):
+        questions.questions(("ships",), "probe_test", -1)
     with pytest.raises(InputError, match="at least one subject of cities, kinds, letters, ships, craft; none came"):
         questions.questions([], "train", 2)
     # A world of six questions, told apart by stem or by options, but not by the order of the options.

@@ -25,7 +25,7 @@ from saeworks.world.drawing import Draw, Weighted, zipf
 from saeworks.world.knowledge import Thing, cities, leaves, lexicon, read_data
 from saeworks.world.knowledge import taxonomy as things
 from saeworks.world.people import city_phrase
-from saeworks.world.phrasing import Phrase, Relation, evidence, finish, join, marked, relation, sentence
+from saeworks.world.phrasing import SPLITS, Phrase, Relation, evidence, finish, join, marked, relation, sentence
 
 LABELS = ("subject",)
 SUBJECTS = ("cities", "kinds", "letters", "ships", "craft")
@@ -355,9 +355,13 @@ def questions(subjects: Sequence[str], split: str, count: int, seed: int = 0) ->
     """``count`` questions that differ in their stem or in their set of options, the subjects taking turns.
 
     Raises:
-        InputError: Unknown subject, none at all, or more questions than there are.
+        InputError: Unknown subject or split, no subject, fewer than no questions, or more than there are.
     """
     _check(subjects)
+    if split not in SPLITS:
+        raise InputError(f"There is no split '{split}'.{did_you_mean(split, SPLITS)}")
+    if count < 0:
+        raise InputError(f"{count} questions were asked for; give 0 or more.")
     if not subjects:
         raise InputError(f"Questions need at least one subject of {', '.join(SUBJECTS)}; none came.")
     found: dict[tuple[str, frozenset[str]], Question] = {}
