@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,7 +79,7 @@ def labelled_sets(config: Inputs, settings: Any) -> dict[str, Any]:
         if config.label_column is None:
             return sets
         label = (config.label_column,)
-        return {name: LabelledSet(s.train, s.test, label) for name, s in sets.items() if label[0] in (s.labels or ())}
+        return {name: replace(s, labels=label) for name, s in sets.items() if label[0] in (s.labels or ())}
     out: dict[str, Any] = {}
     for item in config.data:
         one = config.model_copy(update={"data": (item,)})
