@@ -54,6 +54,17 @@ def test_what_is_no_setting_is_shown_the_form(setting: str) -> None:
         config(settings=[setting])
 
 
+def test_a_value_that_cannot_be_read_is_a_sentence() -> None:
+    with pytest.raises(InputError, match=r"the value in 'core\.tokens=\[1' is not valid YAML"):
+        config(settings=["core.tokens=[1"])
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_EVALS if name not in ("core", "latents")])
+def test_an_eval_without_seeds_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="at least one value is expected"):
+        eval_config(name, config(settings=[f"{name}.seeds=[]"]), None)
+
+
 def test_a_setting_of_an_unknown_eval_is_refused() -> None:
     with pytest.raises(InputError, match="unknown"):
         config(settings=["sparse_probin.max_classes=3"])

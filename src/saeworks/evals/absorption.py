@@ -60,10 +60,6 @@ EVAL_TYPE = "absorption_first_letter"
 DEFINITION = "saeworks/absorption_first_letter/1"
 #: Steps that corrected trains a probe on activations for at least: those of SAEBench with a thousand words.
 PROBE_STEPS = 800
-HEADLINE = (
-    ("absorption", "mean", "mean_absorption_fraction_score"),
-    ("full_absorption", "mean", "mean_full_absorption_score"),
-)
 
 
 class Config(BaseModel):

@@ -11,11 +11,12 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from saeworks.evals.absorption_scores import WordScores
-from saeworks.evals.batches import DictionaryLike, config_of, fingerprint_of, metadata_of
+from saeworks.evals.batches import DictionaryLike
 from saeworks.evals.bootstrap import Resampling, document_weights, interval
+from saeworks.evals.described import result_of
 from saeworks.evals.label_scores import SEED_DRAWS
 from saeworks.evals.letter_probes import LETTERS
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 
 #: Absorbed words that are named in the result file.
 EXAMPLES = 50
@@ -109,25 +110,23 @@ def make_result(
         )
         details.append({"not_measured": [s.seed for s in short], "reason": reason})
     by_seed = {seed: aggregate(rows) for seed, rows in records.items()}
-    return Result(
-        eval_type_id=eval_type,
-        eval_config=dump,
-        eval_result_metrics=_metrics(seeds, by_seed),
-        eval_result_details=details,
-        eval_result_unstructured={
+    return result_of(
+        measured.name,
+        measured.dictionary,
+        dump,
+        hashes,
+        eval_type=eval_type,
+        definition=definition,
+        metrics=_metrics(seeds, by_seed),
+        details=details,
+        n=int(torch.cat([letter.rows for s in seeds for letter in s.letters]).unique().numel()) if seeds else 0,
+        ci95=_intervals(seeds, len(measured.words), dump["resamples"], dump["seeds"][0]),
+        unstructured={
             "site": measured.site,
             "words": len(measured.words),
             "by_seed": by_seed,
             "absorbed_words": _examples(measured.words, seeds),
         },
-        sae_lens_id=measured.name,
-        sae_lens_release_id=str(metadata_of(measured.dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(measured.dictionary),
-        seed=dump["seeds"][0],
-        n=int(torch.cat([letter.rows for s in seeds for letter in s.letters]).unique().numel()) if seeds else 0,
-        ci95=_intervals(seeds, len(measured.words), dump["resamples"], dump["seeds"][0]),
-        provenance=provenance(dictionary=fingerprint_of(measured.dictionary), **hashes),
-        definition_id=definition,
     )
 
 

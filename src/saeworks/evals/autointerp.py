@@ -20,14 +20,12 @@ from pydantic import Field
 from saeworks.errors import InputError
 from saeworks.evals.batches import (
     DictionaryLike,
-    config_of,
     fingerprint_documents,
-    fingerprint_of,
     fingerprint_of_model,
-    metadata_of,
     sites_of,
 )
 from saeworks.evals.bootstrap import Resampling
+from saeworks.evals.described import result_of
 from saeworks.evals.detection import explanation_question
 from saeworks.evals.judges.opening import JudgeConfig, identity_of, open_asker
 from saeworks.evals.judges.protocol import Question
@@ -35,7 +33,7 @@ from saeworks.evals.latent_examples import ExamplePlan
 from saeworks.evals.latent_sample import Sample, sample_latents
 from saeworks.evals.latent_scores import Case, Scored, draw_cases, interpret
 from saeworks.evals.token_rows import TokenRows, document_rows, packed_rows
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document
 
 if TYPE_CHECKING:
@@ -43,10 +41,6 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "autointerp"
 DEFINITION = "saeworks/autointerp/1"
-HEADLINE = (
-    ("autointerp", "autointerp", "autointerp_score"),
-    ("autointerp_balanced", "detection", "balanced_accuracy"),
-)
 
 
 class Config(JudgeConfig):
@@ -189,20 +183,18 @@ def _result(
         },
     }
     details += [{"seed": seed, **scored.of_seed(seed)} for seed in config.seeds]
-    return Result(
-        eval_type_id=EVAL_TYPE,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=metrics,
-        eval_result_details=details,
-        eval_result_unstructured=scored.written_out(config.seeds[0], config.show),
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=config.seeds[0],
+    return result_of(
+        name,
+        dictionary,
+        config,
+        hashes,
+        eval_type=EVAL_TYPE,
+        definition=DEFINITION,
+        metrics=metrics,
+        details=details,
         n=len(scored.latents()),
         ci95=scored.intervals(Resampling(len(scored.latents()), config.resamples, config.seeds[0])),
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=DEFINITION,
+        unstructured=scored.written_out(config.seeds[0], config.show),
     ).attach(scored.arrays(list(sample.found), config.seeds))
 
 

@@ -22,10 +22,8 @@ from saeworks.evals.batches import (
     DictionaryLike,
     DocumentBatch,
     chunks,
-    config_of,
     decode_rows,
     document_batches,
-    fingerprint_of,
     fingerprint_of_model,
     harvest,
     kept_activations,
@@ -36,8 +34,9 @@ from saeworks.evals.batches import (
 from saeworks.evals.behaviour import Behaviour
 from saeworks.evals.bootstrap import Resampling, intervals
 from saeworks.evals.core_compat import DIFFERENT, CompatSums, compat_table, latent_records, packed_batches
+from saeworks.evals.described import result_of
 from saeworks.progress import progress
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 
 if TYPE_CHECKING:
     from saeworks.activations.texts import TextSource
@@ -260,21 +259,18 @@ def _result(
         details = [*latent_records(per_latent), *details[1:]]
         apart = {f"{category}.{metric}": f"corrected.{metric}" for category, metric in DIFFERENT}
         ci95 = {apart.get(key, key): value for key, value in ci95.items()}
-    cfg = config_of(state.dictionary)
-    result = Result(
-        eval_type_id=EVAL_TYPE,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=table,
-        eval_result_details=details,
-        eval_result_unstructured={"density_histogram": {"log10_edges": edges, "counts": counts, "dead": dead}},
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(state.dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=cfg,
-        seed=config.seed,
+    result = result_of(
+        name,
+        state.dictionary,
+        config,
+        hashes,
+        eval_type=EVAL_TYPE,
+        definition=DEFINITION,
+        metrics=table,
+        details=details,
         n=state.totals.sums.tokens,
         ci95=ci95,
-        provenance=provenance(dictionary=fingerprint_of(state.dictionary), **hashes),
-        definition_id=DEFINITION,
+        unstructured={"density_histogram": {"log10_edges": edges, "counts": counts, "dead": dead}},
     )
     return result.attach({key: value.float().cpu().numpy() for key, value in per_latent.items()})
 

@@ -19,17 +19,15 @@ from saeworks.evals.batches import (
     DictionaryLike,
     DocumentBatch,
     chunks,
-    config_of,
     document_batches,
     encode_codes,
-    fingerprint_of,
     fingerprint_of_model,
     harvest,
     kept_activations,
-    metadata_of,
     sites_of,
 )
 from saeworks.evals.bootstrap import document_weights, interval
+from saeworks.evals.described import result_of
 from saeworks.evals.matching import (
     Events,
     Incidence,
@@ -41,7 +39,7 @@ from saeworks.evals.matching import (
     sort_events,
 )
 from saeworks.progress import progress
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 from saeworks.runtime import generator
 
 if TYPE_CHECKING:
@@ -271,24 +269,22 @@ def _describe(
     details: list[dict[str, Any]] = [{"site": site, "arrays": "one entry per latent in details_file"}]
     if concepts is None:
         details.append({"not_measured": ["concepts", "hierarchy"], "reason": "The documents carry no concept spans."})
-    return Result(
-        eval_type_id=EVAL_TYPE,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=_metrics(events, match, table),
-        eval_result_details=details,
-        eval_result_unstructured={
+    return result_of(
+        name,
+        dictionary,
+        config,
+        hashes,
+        eval_type=EVAL_TYPE,
+        definition=DEFINITION,
+        metrics=_metrics(events, match, table),
+        details=details,
+        n=sample.token_count,
+        ci95=_intervals(match, config),
+        unstructured={
             "shown": shown,
             "hierarchy": table,
             "concepts": [] if concepts is None else concepts.names,
         },
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=config.seed,
-        n=sample.token_count,
-        ci95=_intervals(match, config),
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=DEFINITION,
     ).attach({key: values.cpu().numpy() for key, values in per_latent.items()})
 
 

@@ -29,21 +29,19 @@ from saeworks.errors import InputError
 from saeworks.evals import description_length as bits_of
 from saeworks.evals.batches import (
     DictionaryLike,
-    config_of,
     document_batches,
     fingerprint_documents,
-    fingerprint_of,
     fingerprint_of_model,
     harvest,
     kept_activations,
-    metadata_of,
     sites_of,
     to_dictionary,
 )
 from saeworks.evals.bootstrap import Resampling, interval
 from saeworks.evals.clamping import codes_of
+from saeworks.evals.described import result_of
 from saeworks.progress import progress
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 from saeworks.runtime import generator
 from saeworks.world.documents import Document
 
@@ -52,10 +50,6 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "mdl"
 DEFINITION = "saeworks/mdl/1"
-HEADLINE = (
-    ("latent_bits", "mdl", "description_length"),
-    ("bits_per_token", "mdl", "description_length_with_residual"),
-)
 
 
 class Config(BaseModel):
@@ -67,7 +61,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
@@ -333,24 +327,22 @@ def _result(
         for seed, settings in table.items()
         for one in settings
     ]
-    return Result(
-        eval_type_id=EVAL_TYPE,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=metrics,
-        eval_result_details=details,
-        eval_result_unstructured={
+    return result_of(
+        name,
+        dictionary,
+        config,
+        hashes,
+        eval_type=EVAL_TYPE,
+        definition=DEFINITION,
+        metrics=metrics,
+        details=details,
+        n=tokens,
+        ci95=ci95,
+        unstructured={
             "by_seed": {
                 str(seed): {"description_length": None if one is None else one.length, "with_residual": whole.whole}
                 for (seed, one), whole in zip(chosen.items(), shortest, strict=True)
             },
             "direction": "lower is better; description_length at equal fidelity",
         },
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=config.seeds[0],
-        n=tokens,
-        ci95=ci95,
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=DEFINITION,
     )

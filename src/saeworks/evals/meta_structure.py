@@ -24,19 +24,17 @@ from torch import Tensor
 from saeworks.errors import InputError
 from saeworks.evals.batches import (
     DictionaryLike,
-    config_of,
     fingerprint_documents,
-    fingerprint_of,
     fingerprint_of_model,
-    metadata_of,
     sites_of,
     why_not_one_site,
 )
 from saeworks.evals.bootstrap import Resampling, intervals
 from saeworks.evals.clamping import firing
 from saeworks.evals.decoder_structure import Explained, Training, explained, gaussian_rows, meta_width, train
+from saeworks.evals.described import result_of
 from saeworks.progress import progress
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document
 
 if TYPE_CHECKING:
@@ -44,10 +42,6 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "meta_structure_decoder_variance"
 DEFINITION = "saeworks/meta_structure_decoder_variance/1"
-HEADLINE = (
-    ("decoder_fve", "meta_structure", "decoder_fraction_variance_explained"),
-    ("decoder_fve_excess", "meta_structure", "excess_fraction_variance_explained"),
-)
 
 
 class Config(BaseModel):
@@ -61,7 +55,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
@@ -226,17 +220,15 @@ def _result(
             "direction": "lower is more atomic",
         }
     ]
-    return Result(
-        eval_type_id=EVAL_TYPE,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=metrics,
-        eval_result_details=details,
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=config.seeds[0],
+    return result_of(
+        name,
+        dictionary,
+        config,
+        hashes,
+        eval_type=EVAL_TYPE,
+        definition=DEFINITION,
+        metrics=metrics,
+        details=details,
         n=count,
         ci95=intervals(sums, statistics, Resampling(count, config.resamples, config.seeds[0])),
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=DEFINITION,
     )

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "ravel"
 DEFINITION = "saeworks/ravel/1"
-HEADLINE = (("disentanglement", "ravel", "disentanglement_score"),)
 Data = Mapping[str, EntitySet]
 
 

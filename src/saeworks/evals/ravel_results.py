@@ -10,11 +10,12 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from saeworks.evals.batches import DictionaryLike, config_of, fingerprint_of, metadata_of
+from saeworks.evals.batches import DictionaryLike
 from saeworks.evals.bootstrap import Resampling, document_weights, interval
+from saeworks.evals.described import result_of
 from saeworks.evals.label_scores import SEED_DRAWS
 from saeworks.evals.ravel_masks import disentanglement
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 
 NAMES = ("cause_score", "isolation_score", "disentanglement_score")
 
@@ -95,20 +96,18 @@ def make_result(
         entity: {a: {k: _mean(v) for k, v in values.items()} for a, values in attributes.items()}
         for entity, attributes in by_entity.items()
     }
-    return Result(
-        eval_type_id=eval_type,
-        eval_config=dump,
-        eval_result_metrics=metrics,
-        eval_result_details=details,
-        eval_result_unstructured=unstructured,
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=dump["seeds"][0],
+    return result_of(
+        name,
+        dictionary,
+        dump,
+        hashes,
+        eval_type=eval_type,
+        definition=definition,
+        metrics=metrics,
+        details=details,
         n=sum(len(s.cause) for s in scores),
         ci95=_intervals(scores, dump["resamples"], dump["seeds"][0]),
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=definition,
+        unstructured=unstructured,
     )
 
 

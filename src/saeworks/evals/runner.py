@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Name → module with ``Config``, ``EVAL_TYPE`` (the result files' ``eval_type_id``), ``DEFINITION`` and ``run``. A
 #: module may have ``default_data(model, config)``, its data on the embedded world; ``from_documents(sets, label,
-#: model, config)``, its data from labelled texts; ``data_hashes(data, config)``; ``HEADLINE``, columns of summaries.
+#: model, config)``, its data from labelled texts; and ``data_hashes(data, config)``.
 REGISTRY = {
     "core": "saeworks.evals.core",
     "sparse_probing": "saeworks.evals.sparse_probing",

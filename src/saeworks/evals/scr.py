@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "scr"
 DEFINITION = "saeworks/scr/1"
-HEADLINE = (("scr_20", "scr_metrics", "scr_metric_threshold_20"),)
 Data = Mapping[str, SpuriousSet]
 
 

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "shift"
 DEFINITION = "saeworks/shift/1"
-HEADLINE = (("shift_20", "shift_metrics", "shift_metric_threshold_20"),)
 #: Domain of the world → the concepts that its classes lie below, and the concept of its cue.
 _PLACES = {
     "biographies": ("biographies/profession", "person/gender"),

@@ -21,13 +21,11 @@ from torch import Tensor
 
 from saeworks.evals.batches import (
     DictionaryLike,
-    config_of,
     fingerprint_documents,
-    fingerprint_of,
     fingerprint_of_model,
-    metadata_of,
 )
 from saeworks.evals.bootstrap import interval
+from saeworks.evals.described import result_of
 from saeworks.evals.label_scores import LabelScores
 from saeworks.evals.pooling import PooledTexts, pool_texts
 from saeworks.evals.probes import Features, Scores, joined, mean_differences, probe_all, probe_top_k
@@ -37,7 +35,7 @@ from saeworks.evals.sparse_probing_compat import CompatProbing
 from saeworks.evals.splits import Split, class_of, draw_splits, prepare
 from saeworks.files import sha256_json
 from saeworks.progress import progress
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document
 
 if TYPE_CHECKING:
@@ -75,7 +73,7 @@ class Config(BaseModel):
     train_texts: int = Field(default=600, gt=0)
     test_texts: int = Field(default=300, gt=0)
     k_values: tuple[int, ...] = (1, 2, 5)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     full_seeds: int = Field(default=3, ge=0)
     max_classes: int = Field(default=5, ge=2)
     min_texts: int = Field(default=10, ge=2)
@@ -312,21 +310,19 @@ def _result(
         }
         for row in rows
     }
-    return Result(
-        eval_type_id=EVAL_TYPE,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=metrics,
-        eval_result_details=details,
-        eval_result_unstructured=per_class,
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=config.seeds[0],
+    return result_of(
+        name,
+        dictionary,
+        config,
+        hashes,
+        eval_type=EVAL_TYPE,
+        definition=DEFINITION,
+        metrics=metrics,
+        details=details,
         n=tested,
         ci95={
             f"{'control' if 'shuffled' in kind else kind[:3]}.{kind}_accuracy": interval(values)
             for kind, values in overall.items()
         },
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=DEFINITION,
+        unstructured=per_class,
     )

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from saeworks.evals.ablatable_texts import AblatableTexts, pool_ablatable
-from saeworks.evals.batches import DictionaryLike, config_of, fingerprint_of, metadata_of
+from saeworks.evals.batches import DictionaryLike
+from saeworks.evals.described import result_of
 from saeworks.evals.linear_probes import Probes, ProbeSettings, Rows, Task, correct, train_probes
 from saeworks.evals.probe_attribution import logits_without
 from saeworks.evals.problems import NothingToProbe
 from saeworks.evals.removal_scores import Judged, Removal, SetRemovals, summarise
 from saeworks.evals.spurious_texts import KEYS, Case, Key, SpuriousSet, draw_cases
-from saeworks.results.envelope import Result, provenance
+from saeworks.results.envelope import Result
 
 if TYPE_CHECKING:
     from saeworks.models.language_model import LanguageModel
@@ -164,17 +165,15 @@ def removal_result(
     if skipped:
         details.append({"skipped": dict(skipped)})
     tested = [set[int]().union(*(j.rows.tolist() for r in s.removals for j in r.directions)) for s in sets]
-    return Result(
-        eval_type_id=eval_type,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=metrics,
-        eval_result_details=details,
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=config.seeds[0],
+    return result_of(
+        name,
+        dictionary,
+        config,
+        hashes,
+        eval_type=eval_type,
+        definition=definition,
+        metrics=metrics,
+        details=details,
         n=sum(map(len, tested)),
         ci95=intervals,
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=definition,
     )

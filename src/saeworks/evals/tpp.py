@@ -26,11 +26,8 @@ from saeworks.errors import InputError, did_you_mean
 from saeworks.evals.ablatable_texts import pool_ablatable
 from saeworks.evals.batches import (
     DictionaryLike,
-    config_of,
     fingerprint_documents,
-    fingerprint_of,
     fingerprint_of_model,
-    metadata_of,
 )
 from saeworks.evals.bootstrap import document_weights, interval
 from saeworks.evals.class_perturbation import (
@@ -42,13 +39,14 @@ from saeworks.evals.class_perturbation import (
     perturb,
     tpp_scores,
 )
+from saeworks.evals.described import result_of
 from saeworks.evals.linear_probes import Probes, ProbeSettings, Rows, Task, train_probes
 from saeworks.evals.problems import NothingToProbe, Problem, draw_problems
 from saeworks.evals.similar_texts import SIMILARITY
 from saeworks.evals.sparse_probing import LabelledSet
 from saeworks.evals.splits import Split, Texts, class_of, draw_splits, prepare
 from saeworks.files import sha256_json
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document
 
 if TYPE_CHECKING:
@@ -56,7 +54,6 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "tpp"
 DEFINITION = "saeworks/tpp/1"
-HEADLINE = (("tpp_20", "tpp_metrics", "tpp_threshold_20_total_metric"),)
 Data = Mapping[str, LabelledSet]
 #: Domain of the world → the label whose classes are probed, and the one that is balanced within every class.
 WORLD_LABELS: dict[str, tuple[str, str | None]] = {
@@ -274,20 +271,18 @@ def _result(
         }
         for row, p in zip(rows, points, strict=True)
     }
-    return Result(
-        eval_type_id=EVAL_TYPE,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=metrics,
-        eval_result_details=details,
-        eval_result_unstructured=per_class,
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=config.seeds[0],
+    return result_of(
+        name,
+        dictionary,
+        config,
+        hashes,
+        eval_type=EVAL_TYPE,
+        definition=DEFINITION,
+        metrics=metrics,
+        details=details,
         n=sum(int((~row.clean.isnan()).any(0).any(0).sum()) for row in rows),
         ci95=intervals,
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=DEFINITION,
+        unstructured=per_class,
     )
 
 

@@ -26,16 +26,14 @@ from torch import Tensor
 from saeworks.errors import InputError, did_you_mean
 from saeworks.evals.batches import (
     DictionaryLike,
-    config_of,
     fingerprint_documents,
-    fingerprint_of,
     fingerprint_of_model,
-    metadata_of,
     sites_of,
 )
 from saeworks.evals.bootstrap import document_weights, interval
 from saeworks.evals.clamped_answers import ClampedAnswers
 from saeworks.evals.clamping import Firing, choose_latents, firing, rounded_frequencies
+from saeworks.evals.described import result_of
 from saeworks.evals.multiple_choice import (
     Asking,
     ChoiceQuestion,
@@ -47,7 +45,7 @@ from saeworks.evals.multiple_choice import (
 from saeworks.evals.unlearning_scores import Halves, Setting, best_of_all, held_out
 from saeworks.files import sha256_json
 from saeworks.progress import progress
-from saeworks.results.envelope import Metrics, Result, provenance
+from saeworks.results.envelope import Metrics, Result
 from saeworks.runtime import generator
 from saeworks.world.documents import Document
 
@@ -56,7 +54,6 @@ if TYPE_CHECKING:
 
 EVAL_TYPE = "unlearning"
 DEFINITION = "saeworks/unlearning/1"
-HEADLINE = (("unlearning", "unlearning", "unlearning_score"),)
 #: Texts of the restricted domain of the world are to be forgotten, and the questions about it.
 FORGET = "craft"
 TARGETS = ("correct", "correct-iff-question", "correct-no-tricks")
@@ -78,7 +75,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
@@ -343,22 +340,20 @@ def _result(
         }
     ]
     details += [_described(setting, questions, restricted) for setting in settings]
-    return Result(
-        eval_type_id=EVAL_TYPE,
-        eval_config=config.model_dump(mode="json"),
-        eval_result_metrics=metrics,
-        eval_result_details=details,
-        sae_lens_id=name,
-        sae_lens_release_id=str(metadata_of(dictionary).get("release") or "saeworks"),
-        sae_cfg_dict=config_of(dictionary),
-        seed=config.seeds[0],
+    return result_of(
+        name,
+        dictionary,
+        config,
+        hashes,
+        eval_type=EVAL_TYPE,
+        definition=DEFINITION,
+        metrics=metrics,
+        details=details,
         n=len(questions),
         ci95={
             f"unlearning.{key}": interval(torch.stack(list(values.values())).mean(0))
             for key, (_, values) in pairs.items()
         },
-        provenance=provenance(dictionary=fingerprint_of(dictionary), **hashes),
-        definition_id=DEFINITION,
     )
 
 

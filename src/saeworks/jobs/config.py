@@ -67,7 +67,10 @@ def _settings(value: object) -> object:
         name, dot, key = place.strip().partition(".")
         if not (equals and dot and name and key):
             raise ValueError(f"'{item}' is not of the form EVAL.KEY=VALUE, for example sparse_probing.max_classes=3.")
-        found.setdefault(name, {})[key] = yaml.safe_load(text)
+        try:
+            found.setdefault(name, {})[key] = yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise ValueError(f"the value in '{item}' is not valid YAML.") from e
     return found
 
 

@@ -83,18 +83,19 @@ def card(
 
 def measured_in_workspace(path: Path) -> dict[str, float | None]:
     """The main numbers of all evals, when ``path`` is ``WORKSPACE/dictionaries/NAME``; otherwise none."""
-    from saeworks.jobs.evaluate import COLUMNS
+    from saeworks.jobs.evaluate import SHOWN
     from saeworks.results.envelope import read_result, result_path
+    from saeworks.results.headlines import headline
 
     folder = path.resolve()
     results = folder.parent.parent / "results"
     if folder.parent.name != "dictionaries" or not results.is_dir():
         return {}
     found: dict[str, float | None] = {}
-    for column, (which, category, metric) in COLUMNS.items():
-        file = result_path(results, which, folder.name)
+    for one in map(headline, SHOWN):
+        file = result_path(results, one.eval, folder.name)
         if file.is_file():
-            found[column] = read_result(file).metric(category, metric)
+            found[one.column] = read_result(file).metric(one.category, one.metric)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,14 +19,9 @@ if TYPE_CHECKING:
     from saeworks.models.language_model import LanguageModel
     from saeworks.results.envelope import Result
 
-# Column of the summary table → (eval, category, metric).
-COLUMNS = {
-    "l0": ("core", "sparsity", "l0"),
-    "explained_variance": ("core", "reconstruction_quality", "explained_variance"),
-    "ce_loss_score": ("core", "model_performance_preservation", "ce_loss_score"),
-    "probe_k5": ("sparse_probing", "sae", "sae_top_5_test_accuracy"),
-    "probe_dense": ("sparse_probing", "llm", "llm_test_accuracy"),
-}
+#: What the summary shows of the evals that every run has; of all others it shows every headline.
+SHOWN = ("l0", "explained_variance", "ce_loss_score", "probe_k5", "probe_dense")
+ALWAYS = ("core", "sparse_probing", "latents")
 
 
 class Described(Protocol):
@@ -184,17 +179,6 @@ def trained_model(dictionaries: Mapping[str, Described]) -> str:
     return names.pop()
 
 
-def headlines(evals: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """Column → (eval, category, metric) of the main numbers that evals name themselves."""
-    from saeworks.evals.runner import eval_module
-
-    return {
-        column: (name, category, metric)
-        for name in evals
-        for column, category, metric in getattr(eval_module(name), "HEADLINE", ())
-    }
-
-
 def summary_rows(
     dictionaries: Mapping[str, Dictionary], done: Mapping[str, Mapping[str, Result]]
 ) -> list[dict[str, Any]]:
@@ -202,17 +186,20 @@ def summary_rows(
 
     L0 and explained variance of what was not measured are those recorded when it was saved.
     """
-    columns = {**COLUMNS, **headlines(done)}
+    from saeworks.results.headlines import HEADLINES
+
+    found = {next(iter(results.values())).eval_type_id: results for results in done.values() if results}
+    columns = [h for h in HEADLINES if h.column in SHOWN or (h.eval in found and h.eval not in ALWAYS)]
     rows: list[dict[str, Any]] = []
     for name, dictionary in dictionaries.items():
         recorded = dictionary.cfg.metadata.get("recorded") or {}
         measured = any(name in results for results in done.values())
         row: dict[str, Any] = {"dictionary": name, "latents": dictionary.cfg.d_sae}
-        for column, (which, category, metric) in columns.items():
-            if measured and which in done and name in done[which]:
-                row[column] = done[which][name].metric(category, metric)
-            elif not measured and (which in done or column in recorded):
-                row[column] = recorded.get(column)
+        for h in columns:
+            if measured and name in found.get(h.eval, {}):
+                row[h.column] = found[h.eval][name].metric(h.category, h.metric)
+            elif not measured and (h.eval in found or h.column in recorded):
+                row[h.column] = recorded.get(h.column)
         rows.append(row)
     return rows
 

@@ -39,12 +39,21 @@ HEADLINES = (
     Headline("absorption", "absorption_first_letter", "mean", "mean_absorption_fraction_score", -1),
     Headline("full_absorption", "absorption_first_letter", "mean", "mean_full_absorption_score", -1),
     Headline("autointerp", "autointerp", "autointerp", "autointerp_score"),
+    Headline("autointerp_balanced", "autointerp", "detection", "balanced_accuracy"),
     Headline("ravel", "ravel", "ravel", "disentanglement_score"),
     Headline("unlearning", "unlearning", "unlearning", "unlearning_score"),
     Headline(
         "meta_structure", "meta_structure_decoder_variance", "meta_structure", "decoder_fraction_variance_explained", -1
     ),
+    Headline(
+        "meta_structure_excess",
+        "meta_structure_decoder_variance",
+        "meta_structure",
+        "excess_fraction_variance_explained",
+        -1,
+    ),
     Headline("shift_20", "shift", "shift_metrics", "shift_metric_threshold_20"),
+    Headline("latent_bits", "mdl", "mdl", "description_length", 0),
     Headline("bits_per_token", "mdl", "mdl", "description_length_with_residual", -1),
     Headline("concept_f1", "latents", "concepts", "mean_best_latent_f1"),
 )
