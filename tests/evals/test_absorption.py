@@ -9,7 +9,7 @@ import torch
 from saeworks.errors import InputError
 from saeworks.evals import absorption
 from saeworks.evals.absorption import Config, Data, default_data, probe_schedule, read_sites
-from saeworks.evals.letter_words import (
+from saeworks.evals.letters.letter_words import (
     Prompt,
     alphabetical_entries,
     letters_of,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saeworks.errors import InputError
-from saeworks.evals.absorption_scores import planted_absorption, score_words
+from saeworks.evals.letters.absorption_scores import planted_absorption, score_words
 from saeworks.world.synthetic import TreeFeatures, match_features, measure_absorption
 
 P = torch.tensor([1.0, 0.0])

@@ -12,10 +12,10 @@ from saeworks.errors import InputError
 from saeworks.evals import autointerp
 from saeworks.evals.autointerp import Config, Texts
 from saeworks.evals.controls import identity
+from saeworks.evals.interpretation.latent_sample import sample_latents
 from saeworks.evals.judges.local_judge import LocalJudge
 from saeworks.evals.judges.protocol import Detect, Explain, Question, Rate, SeenText
 from saeworks.evals.judges.world_judge import WorldJudge
-from saeworks.evals.latent_sample import sample_latents
 from saeworks.world.documents import Document, Span
 
 SITE = "layers.0.resid_pre"

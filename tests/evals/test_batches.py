@@ -2,7 +2,7 @@
 
 import pytest
 
-from saeworks.evals.batches import document_batches
+from saeworks.evals.shared.batches import document_batches
 
 
 def words(batches):

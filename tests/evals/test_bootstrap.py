@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from saeworks.evals import bootstrap
-from saeworks.evals.bootstrap import Resampling, document_weights, interval, intervals
+from saeworks.evals.shared import bootstrap
+from saeworks.evals.shared.bootstrap import Resampling, document_weights, interval, intervals
 from saeworks.runtime import generator
 
 

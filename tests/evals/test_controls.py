@@ -5,7 +5,7 @@ import torch
 
 from saeworks.errors import InputError
 from saeworks.evals import controls
-from saeworks.evals.metrics import explained_variance
+from saeworks.evals.shared.metrics import explained_variance
 
 
 @pytest.fixture

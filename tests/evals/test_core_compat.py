@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from saeworks.errors import InputError
-from saeworks.evals import controls, core, metrics
-from saeworks.evals.batches import DocumentBatch
-from saeworks.evals.core_compat import (
+from saeworks.evals import controls, core
+from saeworks.evals.compat.core_compat import (
     CompatSums,
     compat_table,
     core_compat,
@@ -17,6 +16,8 @@ from saeworks.evals.core_compat import (
     latent_records,
     packed_batches,
 )
+from saeworks.evals.shared import metrics
+from saeworks.evals.shared.batches import DocumentBatch
 from saeworks.models.tokens import TokenBatch
 from saeworks.world.documents import Document
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from saeworks.evals.detection import (
+from saeworks.evals.interpretation.detection import (
     Confusion,
     Example,
     confusion,

@@ -3,7 +3,7 @@
 import torch
 
 from saeworks.evals import latents
-from saeworks.evals.batches import DocumentBatch
+from saeworks.evals.shared.batches import DocumentBatch
 from saeworks.models.tokens import TokenBatch
 from saeworks.world.documents import Document, Span
 

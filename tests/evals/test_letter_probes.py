@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from saeworks.dictionaries.codes import Codes
-from saeworks.evals.absorption_results import aggregate
-from saeworks.evals.l1_probes import fit_l1
-from saeworks.evals.letter_probes import (
+from saeworks.evals.letters.absorption_results import aggregate
+from saeworks.evals.letters.letter_probes import (
     Schedule,
     columns_of,
     f1_score,
@@ -18,6 +17,7 @@ from saeworks.evals.letter_probes import (
     rows_of,
     split_count,
 )
+from saeworks.evals.probes.l1_probes import fit_l1
 
 LETTERS = torch.arange(120) % 4
 
@@ -109,7 +109,7 @@ def test_few_steps_of_adam_prefer_what_never_fires_against_the_letter():
 
 
 def test_order_is_signed_and_leaves_out_weights_of_zero():
-    from saeworks.evals.letter_probes import LinearProbe
+    from saeworks.evals.letters.letter_probes import LinearProbe
 
     weights = torch.zeros(26, 4)
     weights[0] = torch.tensor([-5.0, 0.0, 2.0, 1.0])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saeworks.evals import logistic
+from saeworks.evals.probes import logistic
 
 
 def data(problems, rows, features, seed=0):

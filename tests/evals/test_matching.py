@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from saeworks.evals.logistic import auc
-from saeworks.evals.matching import hierarchy_table, incidence, joint_counts, match_concepts, sort_events
+from saeworks.evals.interpretation.matching import hierarchy_table, incidence, joint_counts, match_concepts, sort_events
+from saeworks.evals.probes.logistic import auc
 
 
 @pytest.fixture

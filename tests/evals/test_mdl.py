@@ -8,10 +8,10 @@ import torch
 from saeworks.dictionaries.codes import Codes
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
-from saeworks.evals import description_length as bits_of
 from saeworks.evals import mdl
 from saeworks.evals.controls import identity, permuted_decoder
 from saeworks.evals.mdl import Config, Data, Described, chosen_setting
+from saeworks.evals.structure import description_length as bits_of
 from saeworks.world.documents import Document
 
 SITE = "layers.0.resid_post"

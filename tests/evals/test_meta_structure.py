@@ -6,7 +6,8 @@ import torch
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
 from saeworks.evals import meta_structure
-from saeworks.evals.decoder_structure import (
+from saeworks.evals.meta_structure import Config, Data, rows_of
+from saeworks.evals.structure.decoder_structure import (
     Training,
     explained,
     gaussian_rows,
@@ -15,7 +16,6 @@ from saeworks.evals.decoder_structure import (
     residuals,
     train,
 )
-from saeworks.evals.meta_structure import Config, Data, rows_of
 from saeworks.world.synthetic import CompositionalFeatures
 
 SITE = "layers.0.resid_post"

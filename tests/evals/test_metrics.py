@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from saeworks.evals import metrics
+from saeworks.evals.shared import metrics
 
 X = torch.tensor([[1.0, 0], [0, 2], [2, 2]])
 X_HAT = torch.tensor([[1.0, 0], [0, 1], [1, 2]])

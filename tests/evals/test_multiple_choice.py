@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saeworks.errors import InputError
-from saeworks.evals.multiple_choice import (
+from saeworks.evals.answers.multiple_choice import (
     Asking,
     ChoiceQuestion,
     Prompt,

@@ -5,8 +5,8 @@ import torch
 
 from saeworks.errors import InputError
 from saeworks.evals import controls, core
-from saeworks.evals.metrics import explained_variance
 from saeworks.evals.oracle import AnnotatedTokens, annotated_tokens, best_thresholds, dictionary_of_concepts, oracle
+from saeworks.evals.shared.metrics import explained_variance
 from saeworks.world.documents import Document, Span
 
 SITE = "layers.0.resid_pre"

@@ -9,9 +9,8 @@ import torch
 
 from saeworks.errors import InputError
 from saeworks.evals import ravel
-from saeworks.evals.ravel import Config, draw_parts, entity_positions, tokenize_answered
-from saeworks.evals.ravel_masks import Items, answered, disentanglement, exchanged, greedy_matches, train_mask
-from saeworks.evals.ravel_prompts import (
+from saeworks.evals.entities.ravel_masks import Items, answered, disentanglement, exchanged, greedy_matches, train_mask
+from saeworks.evals.entities.ravel_prompts import (
     EntitySet,
     best_entities,
     completion_matches,
@@ -20,8 +19,9 @@ from saeworks.evals.ravel_prompts import (
     split_entities,
     world_entities,
 )
-from saeworks.evals.ravel_results import Asked, AttributeScores, make_result, over_entities
-from saeworks.evals.upper_layers import UpperLayers
+from saeworks.evals.entities.ravel_results import Asked, AttributeScores, make_result, over_entities
+from saeworks.evals.ravel import Config, draw_parts, entity_positions, tokenize_answered
+from saeworks.evals.shared.upper_layers import UpperLayers
 from saeworks.models.language_model import LanguageModel
 from saeworks.models.tokens import TokenBatch
 

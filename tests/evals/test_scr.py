@@ -8,13 +8,14 @@ import torch
 
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
-from saeworks.evals import controls, scr, spurious_texts
-from saeworks.evals.ablatable_texts import in_units_of_activations, latents_at_zero, with_masked_positions
-from saeworks.evals.linear_probes import ProbeSettings, Rows, Task, correct, train_probes
-from saeworks.evals.probe_attribution import effects, logits_without, mean_differences, select_latents
-from saeworks.evals.problems import NothingToProbe
-from saeworks.evals.removal_scores import Accuracies, scores
-from saeworks.evals.spurious_texts import SpuriousSet, draw_cases
+from saeworks.evals import controls, scr
+from saeworks.evals.probes.linear_probes import ProbeSettings, Rows, Task, correct, train_probes
+from saeworks.evals.probes.problems import NothingToProbe
+from saeworks.evals.removal import spurious_texts
+from saeworks.evals.removal.ablatable_texts import in_units_of_activations, latents_at_zero, with_masked_positions
+from saeworks.evals.removal.probe_attribution import effects, logits_without, mean_differences, select_latents
+from saeworks.evals.removal.removal_scores import Accuracies, scores
+from saeworks.evals.removal.spurious_texts import SpuriousSet, draw_cases
 from saeworks.world.documents import Document
 
 D = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])

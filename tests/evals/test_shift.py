@@ -10,12 +10,18 @@ import torch
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
 from saeworks.evals import shift
+from saeworks.evals.interpretation.latent_evidence import (
+    Concept,
+    promoted_tokens,
+    rating_question,
+    read_ratings,
+    strongest_texts,
+)
 from saeworks.evals.judges.protocol import Answer
 from saeworks.evals.judges.world_judge import WorldJudge
-from saeworks.evals.latent_evidence import Concept, promoted_tokens, rating_question, read_ratings, strongest_texts
+from saeworks.evals.removal.spurious_texts import SpuriousSet
+from saeworks.evals.shared.token_rows import document_rows
 from saeworks.evals.shift import Data, Named, Verdicts
-from saeworks.evals.spurious_texts import SpuriousSet
-from saeworks.evals.token_rows import document_rows
 from saeworks.world.documents import Document, Span
 
 SITE = "layers.0.resid_pre"

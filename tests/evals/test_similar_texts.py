@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from saeworks.evals.similar_texts import similar_groups
+from saeworks.evals.shared.similar_texts import similar_groups
 
 WORDS = [f"w{i}" for i in range(60)]
 

@@ -5,8 +5,8 @@ import torch
 
 from saeworks.errors import InputError
 from saeworks.evals import sparse_probing
-from saeworks.evals.pooling import pool_texts, without_repeats
-from saeworks.evals.problems import draw_problems, group_split
+from saeworks.evals.probes.problems import draw_problems, group_split
+from saeworks.evals.shared.pooling import pool_texts, without_repeats
 from saeworks.evals.sparse_probing import Config, LabelledSet
 from saeworks.world import corpus
 from saeworks.world.documents import Document

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from saeworks.evals import sparse_probing
-from saeworks.evals import sparse_probing_compat as compat
-from saeworks.evals.batches import document_batches
-from saeworks.evals.pooling import pool_texts
-from saeworks.evals.probes import Features, mean_differences, probe_all, probe_top_k
-from saeworks.evals.problems import Problem, draw_problems
+from saeworks.evals.compat import sparse_probing_compat as compat
+from saeworks.evals.probes.problems import Problem, draw_problems
+from saeworks.evals.probes.text_probes import Features, mean_differences, probe_all, probe_top_k
+from saeworks.evals.shared.batches import document_batches
+from saeworks.evals.shared.pooling import pool_texts
 from saeworks.evals.sparse_probing import Config, LabelledSet
 from saeworks.world.documents import Document
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from saeworks.evals import probes, sparse_probing
-from saeworks.evals.probes import Features, joined, probe_all
-from saeworks.evals.problems import draw_problems, group_split
+from saeworks.evals import sparse_probing
+from saeworks.evals.probes import text_probes as probes
+from saeworks.evals.probes.problems import draw_problems, group_split
+from saeworks.evals.probes.text_probes import Features, joined, probe_all
+from saeworks.evals.shared.splits import draw_splits, prepare
 from saeworks.evals.sparse_probing import Config, LabelledSet
-from saeworks.evals.splits import draw_splits, prepare
 from saeworks.world.documents import Document
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

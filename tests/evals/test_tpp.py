@@ -6,10 +6,10 @@ import torch
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
 from saeworks.evals import controls, tpp
-from saeworks.evals.ablatable_texts import AblatableTexts
-from saeworks.evals.class_perturbation import SeedProblems, accuracy, class_differences, perturb, tpp_scores
-from saeworks.evals.linear_probes import Probes
-from saeworks.evals.problems import NothingToProbe, draw_problems
+from saeworks.evals.probes.linear_probes import Probes
+from saeworks.evals.probes.problems import NothingToProbe, draw_problems
+from saeworks.evals.removal.ablatable_texts import AblatableTexts
+from saeworks.evals.removal.class_perturbation import SeedProblems, accuracy, class_differences, perturb, tpp_scores
 from saeworks.evals.sparse_probing import LabelledSet
 from saeworks.world.documents import Document
 

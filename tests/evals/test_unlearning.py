@@ -6,12 +6,9 @@ import torch
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
 from saeworks.evals import unlearning
-from saeworks.evals.clamped_answers import ClampedAnswers
-from saeworks.evals.clamping import choose_latents, clamp_shift, clamp_sizes, firing, rounded_frequencies
-from saeworks.evals.controls import identity, permuted_decoder
-from saeworks.evals.multiple_choice import Asking, ChoiceQuestion, make_prompts
-from saeworks.evals.unlearning import Config, Data
-from saeworks.evals.unlearning_scores import (
+from saeworks.evals.answers.clamped_answers import ClampedAnswers
+from saeworks.evals.answers.multiple_choice import Asking, ChoiceQuestion, make_prompts
+from saeworks.evals.answers.unlearning_scores import (
     Setting,
     best_of_all,
     chosen_on_one_judged_on_other,
@@ -19,6 +16,9 @@ from saeworks.evals.unlearning_scores import (
     held_out,
     unlearning_score,
 )
+from saeworks.evals.controls import identity, permuted_decoder
+from saeworks.evals.shared.clamping import choose_latents, clamp_shift, clamp_sizes, firing, rounded_frequencies
+from saeworks.evals.unlearning import Config, Data
 from saeworks.world.documents import Document
 
 SITE = "layers.0.resid_post"

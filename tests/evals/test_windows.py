@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from saeworks.evals.latent_examples import ExamplePlan, draw_examples, in_bfloat16
-from saeworks.evals.token_rows import TokenRows
-from saeworks.evals.windows import by_strength, firings, spaced
+from saeworks.evals.interpretation.latent_examples import ExamplePlan, draw_examples, in_bfloat16
+from saeworks.evals.interpretation.windows import by_strength, firings, spaced
+from saeworks.evals.shared.token_rows import TokenRows
 from saeworks.world.documents import Document, Span
 
 SMALL = ExamplePlan(buffer=2, top_to_explain=3, weighted_to_explain=2, top_to_score=1, weighted_to_score=1)

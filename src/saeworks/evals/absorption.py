@@ -22,10 +22,9 @@ from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
 from saeworks.errors import InputError
-from saeworks.evals.absorption_results import LetterScores, Measured, SeedScores, make_result
-from saeworks.evals.absorption_scores import Mode, WordScores, score_words
-from saeworks.evals.batches import DictionaryLike, fingerprint_of_model, sites_of
-from saeworks.evals.letter_probes import (
+from saeworks.evals.letters.absorption_results import LetterScores, Measured, SeedScores, make_result
+from saeworks.evals.letters.absorption_scores import Mode, WordScores, score_words
+from saeworks.evals.letters.letter_probes import (
     LETTERS,
     LinearProbe,
     Schedule,
@@ -39,7 +38,7 @@ from saeworks.evals.letter_probes import (
     rows_of,
     split_count,
 )
-from saeworks.evals.letter_words import (
+from saeworks.evals.letters.letter_words import (
     Prompt,
     Reading,
     alphabetical_entries,
@@ -49,6 +48,7 @@ from saeworks.evals.letter_words import (
     single_token_words,
     split_words,
 )
+from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of_model, sites_of
 from saeworks.files import sha256_json
 from saeworks.results.envelope import Result
 from saeworks.runtime import derive_seed

@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from saeworks.errors import InputError
-from saeworks.evals.batches import (
+from saeworks.evals.interpretation.detection import explanation_question
+from saeworks.evals.interpretation.latent_examples import ExamplePlan
+from saeworks.evals.interpretation.latent_sample import Sample, sample_latents
+from saeworks.evals.interpretation.latent_scores import Case, Scored, draw_cases, interpret
+from saeworks.evals.judges.opening import JudgeConfig, identity_of, open_asker
+from saeworks.evals.judges.protocol import Question
+from saeworks.evals.shared.batches import (
     DictionaryLike,
     fingerprint_documents,
     fingerprint_of_model,
     sites_of,
 )
-from saeworks.evals.bootstrap import Resampling
-from saeworks.evals.described import result_of
-from saeworks.evals.detection import explanation_question
-from saeworks.evals.judges.opening import JudgeConfig, identity_of, open_asker
-from saeworks.evals.judges.protocol import Question
-from saeworks.evals.latent_examples import ExamplePlan
-from saeworks.evals.latent_sample import Sample, sample_latents
-from saeworks.evals.latent_scores import Case, Scored, draw_cases, interpret
-from saeworks.evals.token_rows import TokenRows, document_rows, packed_rows
+from saeworks.evals.shared.bootstrap import Resampling
+from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.token_rows import TokenRows, document_rows, packed_rows
 from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document
 

@@ -4,7 +4,7 @@ activations rebuilt, and how often do the latents fire?
 One pass over the token batches serves all dictionaries: activations are harvested once, the logits of the clean
 model and of the zero and mean ablations are computed once per site, and only the spliced logits once per dictionary.
 Metric names and categories are SAEBench's; docs/metrics.md says where a definition differs from the published one, and
-mode ``compat`` gives SAEBench's own numbers (:mod:`saeworks.evals.core_compat`).
+mode ``compat`` gives SAEBench's own numbers (:mod:`saeworks.evals.compat.core_compat`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from saeworks.evals import metrics
-from saeworks.evals.batches import (
+from saeworks.evals.compat.core_compat import DIFFERENT, CompatSums, compat_table, latent_records, packed_batches
+from saeworks.evals.shared import metrics
+from saeworks.evals.shared.batches import (
     DictionaryLike,
     DocumentBatch,
     chunks,
@@ -31,10 +32,9 @@ from saeworks.evals.batches import (
     sites_of,
     to_dictionary,
 )
-from saeworks.evals.behaviour import Behaviour
-from saeworks.evals.bootstrap import Resampling, intervals
-from saeworks.evals.core_compat import DIFFERENT, CompatSums, compat_table, latent_records, packed_batches
-from saeworks.evals.described import result_of
+from saeworks.evals.shared.behaviour import Behaviour
+from saeworks.evals.shared.bootstrap import Resampling, intervals
+from saeworks.evals.shared.described import result_of
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result
 

@@ -15,7 +15,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from saeworks.evals.batches import (
+from saeworks.evals.interpretation.matching import (
+    Events,
+    Incidence,
+    Match,
+    hierarchy_table,
+    incidence,
+    joint_counts,
+    match_concepts,
+    sort_events,
+)
+from saeworks.evals.shared.batches import (
     DictionaryLike,
     DocumentBatch,
     chunks,
@@ -26,18 +36,8 @@ from saeworks.evals.batches import (
     kept_activations,
     sites_of,
 )
-from saeworks.evals.bootstrap import document_weights, interval
-from saeworks.evals.described import result_of
-from saeworks.evals.matching import (
-    Events,
-    Incidence,
-    Match,
-    hierarchy_table,
-    incidence,
-    joint_counts,
-    match_concepts,
-    sort_events,
-)
+from saeworks.evals.shared.bootstrap import document_weights, interval
+from saeworks.evals.shared.described import result_of
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result
 from saeworks.runtime import generator

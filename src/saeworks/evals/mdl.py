@@ -26,8 +26,7 @@ from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes, offsets_of
 from saeworks.errors import InputError
-from saeworks.evals import description_length as bits_of
-from saeworks.evals.batches import (
+from saeworks.evals.shared.batches import (
     DictionaryLike,
     document_batches,
     fingerprint_documents,
@@ -37,9 +36,10 @@ from saeworks.evals.batches import (
     sites_of,
     to_dictionary,
 )
-from saeworks.evals.bootstrap import Resampling, interval
-from saeworks.evals.clamping import codes_of
-from saeworks.evals.described import result_of
+from saeworks.evals.shared.bootstrap import Resampling, interval
+from saeworks.evals.shared.clamping import codes_of
+from saeworks.evals.shared.described import result_of
+from saeworks.evals.structure import description_length as bits_of
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result
 from saeworks.runtime import generator

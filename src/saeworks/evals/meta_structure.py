@@ -22,17 +22,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from saeworks.errors import InputError
-from saeworks.evals.batches import (
+from saeworks.evals.shared.batches import (
     DictionaryLike,
     fingerprint_documents,
     fingerprint_of_model,
     sites_of,
     why_not_one_site,
 )
-from saeworks.evals.bootstrap import Resampling, intervals
-from saeworks.evals.clamping import firing
-from saeworks.evals.decoder_structure import Explained, Training, explained, gaussian_rows, meta_width, train
-from saeworks.evals.described import result_of
+from saeworks.evals.shared.bootstrap import Resampling, intervals
+from saeworks.evals.shared.clamping import firing
+from saeworks.evals.shared.described import result_of
+from saeworks.evals.structure.decoder_structure import Explained, Training, explained, gaussian_rows, meta_width, train
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document

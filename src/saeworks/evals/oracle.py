@@ -18,8 +18,8 @@ from torch import Tensor
 
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
-from saeworks.evals.batches import document_batches, fingerprint_of_model, harvest, kept_activations
-from saeworks.evals.splits import class_of
+from saeworks.evals.shared.batches import document_batches, fingerprint_of_model, harvest, kept_activations
+from saeworks.evals.shared.splits import class_of
 from saeworks.progress import progress
 from saeworks.world.documents import Document, Span
 

@@ -23,9 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from saeworks.errors import InputError
-from saeworks.evals.batches import DictionaryLike, fingerprint_of_model, sites_of
-from saeworks.evals.ravel_masks import Items, answered, exchanged, greedy_matches, train_mask
-from saeworks.evals.ravel_prompts import (
+from saeworks.evals.entities.ravel_masks import Items, answered, exchanged, greedy_matches, train_mask
+from saeworks.evals.entities.ravel_prompts import (
     EntitySet,
     Pair,
     Prompt,
@@ -36,8 +35,9 @@ from saeworks.evals.ravel_prompts import (
     split_entities,
     world_entities,
 )
-from saeworks.evals.ravel_results import Asked, AttributeScores, make_result
-from saeworks.evals.upper_layers import UpperLayers
+from saeworks.evals.entities.ravel_results import Asked, AttributeScores, make_result
+from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of_model, sites_of
+from saeworks.evals.shared.upper_layers import UpperLayers
 from saeworks.files import sha256_json
 from saeworks.models.interventions import Splice
 from saeworks.models.tokens import TokenBatch

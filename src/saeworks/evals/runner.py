@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel
 
 from saeworks.errors import InputError, did_you_mean
-from saeworks.evals.batches import DictionaryLike, fingerprint_of, fingerprint_of_model
+from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of, fingerprint_of_model
 from saeworks.results.envelope import Result, read_result, result_path
 
 if TYPE_CHECKING:

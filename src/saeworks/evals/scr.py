@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from torch import Tensor
 
-from saeworks.evals import spurious_texts
-from saeworks.evals.batches import DictionaryLike, fingerprint_of_model
-from saeworks.evals.linear_probes import ProbeSettings
-from saeworks.evals.probe_attribution import effects, mean_differences, select_latents
-from saeworks.evals.removal_scores import SetRemovals
-from saeworks.evals.spurious_removal import DIRECTIONS, Choosing, measure_set, nothing_to_probe, removal_result, remove
-from saeworks.evals.spurious_texts import SpuriousSet
+from saeworks.evals.probes.linear_probes import ProbeSettings
+from saeworks.evals.removal import spurious_texts
+from saeworks.evals.removal.probe_attribution import effects, mean_differences, select_latents
+from saeworks.evals.removal.removal_scores import SetRemovals
+from saeworks.evals.removal.spurious_removal import (
+    DIRECTIONS,
+    Choosing,
+    measure_set,
+    nothing_to_probe,
+    removal_result,
+    remove,
+)
+from saeworks.evals.removal.spurious_texts import SpuriousSet
+from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of_model
 from saeworks.results.envelope import Result
 from saeworks.world.documents import Document
 
@@ -53,7 +60,7 @@ def data_hashes(data: Data, config: Config) -> dict[str, str]:
 
 
 def from_documents(sets: Mapping[str, Sequence[Document]], label: str, model: LanguageModel, config: Config) -> Data:
-    """Somebody's texts with two labels each; see :func:`saeworks.evals.spurious_texts.labelled_sets`."""
+    """Somebody's texts with two labels each; see :func:`saeworks.evals.removal.spurious_texts.labelled_sets`."""
     return spurious_texts.labelled_sets(sets, label)
 
 
@@ -62,8 +69,8 @@ def run(
 ) -> dict[str, Result]:
     """Score every dictionary on every pair of classes of ``data``; returns name → result.
 
-    Raises :class:`saeworks.evals.problems.NothingToProbe` when no pair has enough texts of every combination of class
-    and cue.
+    Raises :class:`saeworks.evals.probes.problems.NothingToProbe` when no pair has enough texts of every combination of
+    class and cue.
     """
     skipped: dict[str, str] = {}
     tables: dict[str, list[SetRemovals]] = {name: [] for name in dictionaries}

@@ -16,16 +16,22 @@ from pydantic import Field
 from torch import Tensor
 
 from saeworks.errors import InputError
-from saeworks.evals import scr, spurious_texts
-from saeworks.evals.ablatable_texts import in_units_of_activations
-from saeworks.evals.batches import DictionaryLike, fingerprint_documents, fingerprint_of_model
+from saeworks.evals import scr
+from saeworks.evals.interpretation.latent_evidence import (
+    Concept,
+    LatentEvidence,
+    rating_question,
+    read_ratings,
+    strongest_texts,
+)
 from saeworks.evals.judges.asking import Asker
 from saeworks.evals.judges.opening import JudgeConfig, identity_of, open_asker
-from saeworks.evals.latent_evidence import Concept, LatentEvidence, rating_question, read_ratings, strongest_texts
-from saeworks.evals.linear_probes import ProbeSettings
-from saeworks.evals.probe_attribution import effects, mean_differences, select_latents
-from saeworks.evals.removal_scores import SetRemovals
-from saeworks.evals.spurious_removal import (
+from saeworks.evals.probes.linear_probes import ProbeSettings
+from saeworks.evals.removal import spurious_texts
+from saeworks.evals.removal.ablatable_texts import in_units_of_activations
+from saeworks.evals.removal.probe_attribution import effects, mean_differences, select_latents
+from saeworks.evals.removal.removal_scores import SetRemovals
+from saeworks.evals.removal.spurious_removal import (
     DIRECTIONS,
     Choosing,
     MeasuredSet,
@@ -35,8 +41,9 @@ from saeworks.evals.spurious_removal import (
     remove,
     seen_by,
 )
-from saeworks.evals.spurious_texts import Key, SpuriousSet
-from saeworks.evals.token_rows import TokenRows, document_rows
+from saeworks.evals.removal.spurious_texts import Key, SpuriousSet
+from saeworks.evals.shared.batches import DictionaryLike, fingerprint_documents, fingerprint_of_model
+from saeworks.evals.shared.token_rows import TokenRows, document_rows
 from saeworks.files import sha256_json
 from saeworks.results.envelope import Result
 from saeworks.world.documents import Document
@@ -141,7 +148,7 @@ def run(
     Raises:
         InputError: widths that do not fit, a judge that cannot be asked, texts that do not say what the world's judge
             is asked, or more questions than the judge's budget has requests.
-        saeworks.evals.problems.NothingToProbe: no pair has enough texts.
+        saeworks.evals.probes.problems.NothingToProbe: no pair has enough texts.
         saeworks.errors.RunError: the budget is spent or the judge does not answer any more; its answers are kept.
     """
     if config.judge == "world":
@@ -219,7 +226,7 @@ class Verdicts:
     unread: list[Candidate] = field(default_factory=list[Candidate])
 
     def choice(self, dataset: str, config: Config) -> Any:
-        """What :func:`saeworks.evals.spurious_removal.remove` asks: which latents to remove."""
+        """What :func:`saeworks.evals.removal.spurious_removal.remove` asks: which latents to remove."""
 
         def choose(seen: Choosing, direction: int, most: int) -> Tensor:
             found = candidate_latents(seen, direction, config)

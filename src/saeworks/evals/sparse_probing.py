@@ -6,7 +6,7 @@ difference of means are chosen and a logistic probe is fitted to them. This is S
 faults mended: rows are fixed per class and seed and shared by every k, probe and dictionary; nothing is chosen on test
 texts (the regularisation strength comes from a part of the training texts); no text is in both parts, nor, where the
 parts are drawn here, a text that is nearly the same; a label with two classes is one problem, not a problem and its
-mirror image. Mode ``compat`` keeps the faults (:mod:`saeworks.evals.sparse_probing_compat`).
+mirror image. Mode ``compat`` keeps the faults (:mod:`saeworks.evals.compat.sparse_probing_compat`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from saeworks.evals.batches import (
+from saeworks.evals.compat.sparse_probing_compat import CompatProbing
+from saeworks.evals.probes.label_scores import LabelScores
+from saeworks.evals.probes.problems import NothingToProbe, Problem, draw_problems
+from saeworks.evals.probes.text_probes import Features, Scores, joined, mean_differences, probe_all, probe_top_k
+from saeworks.evals.shared.batches import (
     DictionaryLike,
     fingerprint_documents,
     fingerprint_of_model,
 )
-from saeworks.evals.bootstrap import interval
-from saeworks.evals.described import result_of
-from saeworks.evals.label_scores import LabelScores
-from saeworks.evals.pooling import PooledTexts, pool_texts
-from saeworks.evals.probes import Features, Scores, joined, mean_differences, probe_all, probe_top_k
-from saeworks.evals.problems import NothingToProbe, Problem, draw_problems
-from saeworks.evals.similar_texts import SIMILARITY
-from saeworks.evals.sparse_probing_compat import CompatProbing
-from saeworks.evals.splits import Split, class_of, draw_splits, prepare
+from saeworks.evals.shared.bootstrap import interval
+from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.pooling import PooledTexts, pool_texts
+from saeworks.evals.shared.similar_texts import SIMILARITY
+from saeworks.evals.shared.splits import Split, class_of, draw_splits, prepare
 from saeworks.files import sha256_json
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result
@@ -59,8 +59,8 @@ class Config(BaseModel):
     where the set has no test part of its own. ``full_seeds``: how many of them the probe on all latents is fitted
     for, which takes longer than all others together. ``max_classes``: of a label with more classes, the most
     frequent ones are probed; all serve as negatives. ``strengths``: values of C to choose from. ``similarity``:
-    overlap of words from which on two texts stay on one side of a split (see :mod:`saeworks.evals.similar_texts`);
-    None: equal texts only.
+    overlap of words from which on two texts stay on one side of a split (see
+    :mod:`saeworks.evals.shared.similar_texts`); None: equal texts only.
 
     In mode ``compat`` texts are counted per two-class problem: a class has half of ``train_texts``, its negatives the
     other half (as many as there are); ``full_seeds`` 0 writes -1 for the probe on all latents; ``strengths`` and

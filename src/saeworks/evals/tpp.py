@@ -23,14 +23,10 @@ from pydantic import Field
 from torch import Tensor
 
 from saeworks.errors import InputError, did_you_mean
-from saeworks.evals.ablatable_texts import pool_ablatable
-from saeworks.evals.batches import (
-    DictionaryLike,
-    fingerprint_documents,
-    fingerprint_of_model,
-)
-from saeworks.evals.bootstrap import document_weights, interval
-from saeworks.evals.class_perturbation import (
+from saeworks.evals.probes.linear_probes import Probes, ProbeSettings, Rows, Task, train_probes
+from saeworks.evals.probes.problems import NothingToProbe, Problem, draw_problems
+from saeworks.evals.removal.ablatable_texts import pool_ablatable
+from saeworks.evals.removal.class_perturbation import (
     FIELDS,
     Perturbations,
     SeedProblems,
@@ -39,12 +35,16 @@ from saeworks.evals.class_perturbation import (
     perturb,
     tpp_scores,
 )
-from saeworks.evals.described import result_of
-from saeworks.evals.linear_probes import Probes, ProbeSettings, Rows, Task, train_probes
-from saeworks.evals.problems import NothingToProbe, Problem, draw_problems
-from saeworks.evals.similar_texts import SIMILARITY
+from saeworks.evals.shared.batches import (
+    DictionaryLike,
+    fingerprint_documents,
+    fingerprint_of_model,
+)
+from saeworks.evals.shared.bootstrap import document_weights, interval
+from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.similar_texts import SIMILARITY
+from saeworks.evals.shared.splits import Split, Texts, class_of, draw_splits, prepare
 from saeworks.evals.sparse_probing import LabelledSet
-from saeworks.evals.splits import Split, Texts, class_of, draw_splits, prepare
 from saeworks.files import sha256_json
 from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document
@@ -131,7 +131,7 @@ def run(
 ) -> dict[str, Result]:
     """Score every dictionary on every label of ``data``; returns name → result.
 
-    Raises :class:`saeworks.evals.problems.NothingToProbe` when no label has three classes with enough texts.
+    Raises :class:`saeworks.evals.probes.problems.NothingToProbe` when no label has three classes with enough texts.
     """
     skipped: dict[str, str] = {}
     tables: dict[str, list[Perturbations]] = {name: [] for name in dictionaries}

@@ -24,17 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from saeworks.errors import InputError, did_you_mean
-from saeworks.evals.batches import (
-    DictionaryLike,
-    fingerprint_documents,
-    fingerprint_of_model,
-    sites_of,
-)
-from saeworks.evals.bootstrap import document_weights, interval
-from saeworks.evals.clamped_answers import ClampedAnswers
-from saeworks.evals.clamping import Firing, choose_latents, firing, rounded_frequencies
-from saeworks.evals.described import result_of
-from saeworks.evals.multiple_choice import (
+from saeworks.evals.answers.clamped_answers import ClampedAnswers
+from saeworks.evals.answers.multiple_choice import (
     Asking,
     ChoiceQuestion,
     Prompt,
@@ -42,7 +33,16 @@ from saeworks.evals.multiple_choice import (
     make_prompts,
     refers_to_other_options,
 )
-from saeworks.evals.unlearning_scores import Halves, Setting, best_of_all, held_out
+from saeworks.evals.answers.unlearning_scores import Halves, Setting, best_of_all, held_out
+from saeworks.evals.shared.batches import (
+    DictionaryLike,
+    fingerprint_documents,
+    fingerprint_of_model,
+    sites_of,
+)
+from saeworks.evals.shared.bootstrap import document_weights, interval
+from saeworks.evals.shared.clamping import Firing, choose_latents, firing, rounded_frequencies
+from saeworks.evals.shared.described import result_of
 from saeworks.files import sha256_json
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result

@@ -127,7 +127,7 @@ def _taken(config: BenchConfig) -> Grid:
 def _entries(folders: Mapping[str, Path]) -> tuple[dict[str, Entry], dict[str, str]]:
     """What is known of every dictionary, loaded one at a time, and the sentence of each that cannot be loaded."""
     from saeworks.dictionaries.formats import load
-    from saeworks.evals.batches import why_not_one_site
+    from saeworks.evals.shared.batches import why_not_one_site
 
     found: dict[str, Entry] = {}
     broken: dict[str, str] = {}
@@ -251,7 +251,7 @@ class _Bench:
     @contextmanager
     def _caught(self, cells: list[Cell]) -> Generator[None]:
         """These cells fail with whatever is raised, unless nothing else could succeed either."""
-        from saeworks.evals.problems import NothingToProbe
+        from saeworks.evals.probes.problems import NothingToProbe
 
         try:
             yield

@@ -81,8 +81,8 @@ def run_evals(
     ``InputError`` when no other was. Transcoders and crosscoders are skipped with their reason.
     """
     from saeworks.evals import runner
-    from saeworks.evals.batches import why_not_one_site
-    from saeworks.evals.problems import NothingToProbe
+    from saeworks.evals.probes.problems import NothingToProbe
+    from saeworks.evals.shared.batches import why_not_one_site
 
     check_evals(names, config)
     skipped = {name: reason for name, d in dictionaries.items() if (reason := why_not_one_site(d))}

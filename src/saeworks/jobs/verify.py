@@ -197,7 +197,7 @@ def _activations(
     import torch
 
     from saeworks.activations.texts import open_texts
-    from saeworks.evals.batches import document_batches, harvest, kept_activations
+    from saeworks.evals.shared.batches import document_batches, harvest, kept_activations
 
     # Nothing is held out: a claim is checked, not how well something generalises. Of the world, what nobody trained on.
     local = any(Path(item).expanduser().exists() for item in reading.data)

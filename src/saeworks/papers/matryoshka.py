@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from saeworks.dictionaries.dictionary import Dictionary
-from saeworks.evals.metrics import max_cosine
+from saeworks.evals.shared.metrics import max_cosine
 from saeworks.models.language_model import LanguageModel, load_language_model
 from saeworks.papers import taxonomy, toy_tree, world_grid
 from saeworks.papers.claims import Claim, Reproduction, Rule, Table

@@ -20,7 +20,7 @@ from torch import Tensor
 from saeworks.activations.batches import ActivationBatch
 from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.errors import RunError
-from saeworks.evals.metrics import max_cosine
+from saeworks.evals.shared.metrics import max_cosine
 from saeworks.files import sha256_bytes
 from saeworks.models.language_model import LanguageModel
 from saeworks.runtime import generator

@@ -14,8 +14,8 @@ from saeworks.activations.streams import LiveStream
 from saeworks.activations.texts import TextSource, open_texts
 from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.evals import core, latents
-from saeworks.evals.batches import document_batches, fingerprint_of_model, harvest, kept_activations
 from saeworks.evals.runner import Data, run_evals
+from saeworks.evals.shared.batches import document_batches, fingerprint_of_model, harvest, kept_activations
 from saeworks.models.language_model import LanguageModel
 from saeworks.results.envelope import Result
 from saeworks.training.cells import MemberConfig

@@ -1,0 +1,1 @@
+"""Multiple choice questions answered while latents are clamped: unlearning."""

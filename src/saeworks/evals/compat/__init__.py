@@ -1,0 +1,1 @@
+"""The numbers of SAEBench, its faults included."""

@@ -1,0 +1,1 @@
+"""Entities and their attributes: what RAVEL is measured on."""

@@ -1,0 +1,1 @@
+"""First letters of words: what absorption is measured on."""

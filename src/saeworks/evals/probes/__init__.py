@@ -1,0 +1,1 @@
+"""Probes that evals train: logistic, linear in batches, L1; how labels become problems."""

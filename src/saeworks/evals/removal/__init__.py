@@ -1,0 +1,1 @@
+"""Removing latents and seeing what a probe loses: SCR, SHIFT and TPP."""

@@ -1,0 +1,1 @@
+"""What several evals use: batches of activations, pooled texts, intervals, result building."""

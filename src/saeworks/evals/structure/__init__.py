@@ -1,0 +1,1 @@
+"""Decoder geometry and description length."""
