@@ -39,6 +39,18 @@ PAPERS: dict[str, Paper] = {
             "arXiv 2503.17547",
             "the toy tree, and Matryoshka against BatchTopK on the world's taxonomy",
         ),
+        Paper(
+            "saebench",
+            "SAEBench: A Comprehensive Benchmark for Sparse Autoencoders",
+            "arXiv 2503.09532",
+            "eight architectures, three sparsities and two widths under the suite's evals",
+        ),
+        Paper(
+            "shift_tpp",
+            "Evaluating Sparse Autoencoders on Targeted Concept Erasure Tasks",
+            "arXiv 2411.18895",
+            "SCR, SHIFT with a judge, and TPP: architectures, training, controls",
+        ),
     )
 }
 
