@@ -14,11 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saeworks.dictionaries.codes import Codes, bags_of
+from saeworks.dictionaries.kernels.choice import kernels_for
 from saeworks.dictionaries.kernels.rows import row_blocks
 
 
 def bag(weight: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
     """``out[b] = sum over i in bag b of values[i] * weight[indices[i]]``; offsets ``[bags + 1]``, out ``[bags, d]``."""
+    kernels = kernels_for(weight, values)
+    if kernels is not None:
+        return kernels.bag(weight, indices, offsets, values)
     if weight.device.type == "mps":  # torch has had embedding_bag on Apple GPUs since 2.10 only
         return bag_by_gathering(weight, indices, offsets, values)
     return F.embedding_bag(indices, weight, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
@@ -166,6 +170,9 @@ def row_dots(left: Tensor, left_rows: Tensor, right: Tensor, right_rows: Tensor,
     This is the backward pass of ``embedding_bag`` for its per-sample weights, an operator that torch keeps private:
     it is used where this build has it, and three times as slow a gather elsewhere.
     """
+    kernels = kernels_for(left, right)
+    if kernels is not None:
+        return kernels.row_dots(left, left_rows, right, right_rows)
     fused = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
     if fused is not None and left.device.type in ("cpu", "cuda"):
         return fused(left, right, right_rows, offsets, left_rows, 0)
