@@ -13,6 +13,7 @@ from saeworks.dictionaries.activation import Activation, GroupMax, JumpReLU, ReL
 from saeworks.dictionaries.codes import Codes
 from saeworks.dictionaries.config import Architecture, DictionaryConfig, InputOp, check
 from saeworks.dictionaries.input_ops import apply_input_op
+from saeworks.dictionaries.kernels.product import blocks
 from saeworks.dictionaries.kernels.sparse import decode_codes
 from saeworks.errors import InputError, did_you_mean
 from saeworks.files import sha256_bytes
@@ -107,8 +108,11 @@ class Dictionary(nn.Module):
     def pre_activations(self, x: Tensor) -> Tensor:
         """``z [token, d_sae]`` of ``x [token, d_in]``."""
         x = apply_input_op(x.to(self.dtype), self.cfg.input_op)[0]
-        bias = self.b_enc - self.encoder @ self.b_dec if self.cfg.apply_b_dec_to_input else self.b_enc
-        return torch.addmm(bias, x, self.encoder.T)
+        return torch.addmm(self._bias(), x, self.encoder.T)
+
+    def _bias(self) -> Tensor:
+        """``[d_sae]`` what is added to ``x W_enc``."""
+        return self.b_enc - self.encoder @ self.b_dec if self.cfg.apply_b_dec_to_input else self.b_enc
 
     def select(self, z: Tensor) -> Codes:
         """The latents that pre-activations ``z [token, d_sae]`` make active, with their values."""
@@ -119,8 +123,10 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def encode_sparse(self, x: Tensor) -> Codes:
-        """Latents of ``x [token, d_in]`` as values and indices."""
-        return self.select(self.pre_activations(self.flat(x)))
+        """Latents of ``x [token, d_in]`` as values and indices; no ``[token, d_sae]`` matrix ever exists."""
+        x = apply_input_op(self.flat(x).to(self.dtype), self.cfg.input_op)[0]
+        parts = [self.select(z) for _, z in blocks(x, self.encoder, self._bias())]
+        return Codes.joined(parts) if len(parts) > 1 else parts[0] if parts else self.select(x @ self.encoder.T)
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents ``[..., d_sae]`` of activations ``x``, in the raw units of the model."""
