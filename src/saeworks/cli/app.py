@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from saeworks.cli.bench import bench
 from saeworks.cli.cache import cache
+from saeworks.cli.compare import compare
 from saeworks.cli.convert import convert
 from saeworks.cli.doctor import doctor
 from saeworks.cli.eval import evaluate
@@ -30,6 +31,7 @@ from saeworks.cli.train import train
 from saeworks.cli.verify import verify
 from saeworks.cli.world import world
 from saeworks.errors import InputError, RunError
+from saeworks.jobs.eval_help import eval_help
 from saeworks.runtime import launched
 from saeworks.version import __version__
 
@@ -42,9 +44,11 @@ app = App(
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
-for command, name in ((run, "run"), (train, "train"), (evaluate, "eval"), (cache, "cache"), (doctor, "doctor")):
+for command, name in ((run, "run"), (train, "train"), (cache, "cache"), (doctor, "doctor")):
     app.command(command, name=name)
-app.command(bench)
+app.command(evaluate, name="eval", help=eval_help())
+for command in (bench, compare):
+    app.command(command)
 for command in (convert, verify, push, pull):
     app.command(command)
 app.command(papers)

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from saeworks.cli.flags import EvalFlags, JsonFlag, given
-from saeworks.cli.output import print_json, print_line, print_table
+from saeworks.cli.output import print_json, print_line, print_readings, print_table
 
 
 def evaluate(
@@ -15,8 +15,7 @@ def evaluate(
     flags: EvalFlags | None = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure dictionaries with the named evals: core, sparse_probing, latents (these three when none is named), scr,
-    tpp, shift, absorption, autointerp, ravel, unlearning, meta_structure, mdl."""
+    """Measure dictionaries; ``saeworks eval --help`` names the evals, and says what each of their numbers means."""
     from saeworks.jobs.evaluate import evaluate as job
 
     overrides = {**given(flags), **({"names": names} if names else {})}
@@ -24,5 +23,13 @@ def evaluate(
     if json:
         return print_json(summary)
     print_table("Results", summary["table"])
+    print_table("Controls", [{k: v for k, v in row.items() if k != "control"} for row in summary["controls"]])
+    print_readings(summary["readings"])
+    reasons: dict[str, list[str]] = {}
+    for name, reason in summary["skipped"].items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, skipped in reasons.items():
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        print_line(f"Skipped {skipped[0]}{more}: {reason}")
     print_line(f"Results: {summary['out']}")
     return None

@@ -108,6 +108,10 @@ class BenchFlags(RunFlags):
     "Measure these instead of training: dictionary folders, or a folder or workspace that holds several."
     published: Annotated[Path | None, Parameter(name="--import")] = None
     "Folder of SAEBench's result files, whose dictionaries become rows beside one's own."
+    controls: str | None = None
+    "Measure these too, to read scores against: identity, pca, random_directions, permuted_decoder, oracle, or all."
+    control_texts: Annotated[int | None, Parameter(group=MORE)] = None
+    "Training texts that controls are made from."
     at_once: Annotated[int | None, Parameter(group=MORE)] = None
     "Dictionaries held in memory together; those of one eval share the language model's work."
 
@@ -119,6 +123,10 @@ class EvalFlags(InputFlags):
 
     dictionary: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
     "Dictionary folders, or a folder or workspace that holds several."
+    controls: str | None = None
+    "Measure these too, to read scores against: identity, pca, random_directions, permuted_decoder, oracle, or all."
+    control_texts: Annotated[int | None, Parameter(group=MORE)] = None
+    "Training texts that controls are made from."
     eval_tokens: Annotated[int | None, Parameter(group=MORE)] = None
     "Tokens to measure on."
     probe_texts: Annotated[int | None, Parameter(group=MORE)] = None

@@ -48,6 +48,11 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
 
 
+def print_readings(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Every number of the dictionaries between the floor and the ceiling that controls give it."""
+    print_table("Read against controls", rows)
+
+
 def print_line(text: str) -> None:
     """Print one line to standard output."""
     sys.stdout.write(text + "\n")

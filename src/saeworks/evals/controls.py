@@ -18,6 +18,9 @@ from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
 from saeworks.runtime import generator
 
+#: Evals that read which latents fire and how strongly, and nothing of the decoder.
+_CODES_ALONE = ("sparse_probing", "latents", "autointerp")
+
 
 @dataclass(frozen=True)
 class ControlConfig:
@@ -58,7 +61,8 @@ class LinearControl:
 def identity(width: int, site: str | None = None, device: torch.device | str = "cpu") -> LinearControl:
     """x_hat = x, latents are the coordinates."""
     eye = torch.eye(width, device=device)
-    cfg = ControlConfig("identity", width, width, {"recipe": "control_identity", "site": site})
+    metadata = {"recipe": "control_identity", "control": "identity", "site": site}
+    cfg = ControlConfig("identity", width, width, metadata)
     return LinearControl(cfg, eye, eye, torch.zeros(width, device=device))
 
 
@@ -77,7 +81,7 @@ def pca(activations: Tensor, components: int | None = None, site: str | None = N
     mean = activations.float().mean(0)
     centred = activations.float() - mean
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :count].T.contiguous()
-    cfg = ControlConfig("pca", width, count, {"recipe": "control_pca", "site": site})
+    cfg = ControlConfig("pca", width, count, {"recipe": "control_pca", "control": "pca", "site": site})
     return LinearControl(cfg, directions.T.contiguous(), directions, mean)
 
 
@@ -95,7 +99,13 @@ def random_directions(activations: Tensor, latents: int, k: int, seed: int = 0, 
         d_in=width,
         d_sae=latents,
         k=k,
-        metadata={"recipe": "control_random", "site": site, "k": k, "seed": seed},
+        metadata={
+            "recipe": "control_random",
+            "control": "random_directions",
+            "site": site,
+            "k": k,
+            "seed": seed,
+        },
     )
     unscaled = Dictionary(cfg, rows.T, rows, torch.zeros(latents, device=rows.device), mean)
     centred, rebuilt = activations.float() - mean, unscaled(activations.float()) - mean
@@ -107,5 +117,16 @@ def random_directions(activations: Tensor, latents: int, k: int, seed: int = 0, 
 def permuted_decoder(dictionary: Dictionary, seed: int = 0) -> Dictionary:
     """The same encoder with the decoder's rows in random order: codes stay, directions no longer fit them."""
     order = torch.randperm(dictionary.cfg.d_sae, generator=generator(seed, "permuted decoder"))
-    metadata = {"recipe": "control_permuted_decoder"}
+    metadata = {"control": "permuted_decoder"}
     return dictionary.replace(metadata=metadata, W_dec=dictionary.W_dec[order.to(dictionary.W_dec.device)])
+
+
+def why_not_measured(control: str, eval_name: str) -> str | None:
+    """Why an eval says nothing new of a control; None where it does."""
+    if control != "permuted_decoder":
+        return None
+    if eval_name in _CODES_ALONE:
+        return f"{eval_name} reads latents alone, and those of a dictionary with a permuted decoder are its own"
+    if eval_name == "meta_structure":
+        return "meta_structure reads the decoder's rows in no order, and a permuted decoder has the same ones"
+    return None

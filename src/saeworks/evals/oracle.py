@@ -185,7 +185,13 @@ def dictionary_of_concepts(
         d_in=x.shape[1],
         d_sae=len(names),
         apply_b_dec_to_input=False,
-        metadata={"recipe": "control_oracle", "concepts": names, "reading": reading, "writing": writing},
+        metadata={
+            "recipe": "control_oracle",
+            "control": "oracle",
+            "concepts": names,
+            "reading": reading,
+            "writing": writing,
+        },
     )
     return Dictionary(cfg, *(part.float() for part in (weights.T, decoder, bias, intercept, threshold)))
 

@@ -6,54 +6,33 @@ import errno
 import sys
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeworks.errors import InputError, RunError
-from saeworks.files import write_json
+from saeworks.files import read_json, write_json
 from saeworks.jobs.bench_board import Board, Cell
-from saeworks.jobs.config import BenchConfig, plain, resolve
-from saeworks.jobs.eval_data import TEXT_EVALS, check_evals, held_out, labelled_sets, own_data, why_not, why_not_own
-from saeworks.jobs.evaluate import dictionary_folders, eval_config, foreign_models, trained_model
-from saeworks.jobs.inputs import open_model
-from saeworks.jobs.train import train_grid
-from saeworks.jobs.workspace import Workspace, open_run_as
+from saeworks.jobs.bench_grid import Entry, Grid, open_bench, sentence, taken, trained
+from saeworks.jobs.config import BenchConfig, plain
+from saeworks.jobs.controls import Controls
+from saeworks.jobs.eval_data import TEXT_EVALS, held_out, labelled_sets, own_data, why_not, why_not_own
+from saeworks.jobs.evaluate import eval_config, foreign_models
+from saeworks.results.comparison_report import Comparison, facts_of, write_comparison
 from saeworks.results.dictionary_table import dictionary_rows
 from saeworks.results.envelope import Result
 from saeworks.results.import_saebench import Imported, import_saebench
-from saeworks.results.table_file import check_parquet, write_parquet
+from saeworks.results.readings import readings
+from saeworks.results.table_file import write_parquet
 from saeworks.version import __version__
 
 if TYPE_CHECKING:
-    from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
+    from saeworks.dictionaries.dictionary import Dictionary
     from saeworks.evals.runner import Data
-    from saeworks.models.language_model import LanguageModel
+    from saeworks.evals.shared.batches import DictionaryLike
 
 SCHEMA_VERSION = 1
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a dictionary while it is not in memory; ``reason`` says why it cannot be measured."""
-
-    folder: Path
-    cfg: DictionaryConfig
-    fingerprint: str
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The dictionaries of a bench by name, those that broke (``failures``), and the language model they read."""
-
-    entries: dict[str, Entry]
-    model: LanguageModel
-    site: str | None
-    seconds: float = 0.0
-    failures: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def bench(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -> dict[str, Any]:
@@ -67,104 +46,57 @@ def bench(overrides: Mapping[str, Any] | None = None, file: Path | None = None) 
         file: YAML file with the same keys.
 
     Returns:
-        ``{"out", "table_file", "seconds": {...}, "table": [one row per dictionary], "cells": [...], "failures",
-        "notes"}``; ``failures`` has dictionaries that could not be trained or loaded.
+        ``{"out", "table_file", "report", "seconds": {...}, "table": [one row per dictionary and control], "readings":
+        [every number between its floor and its ceiling], "cells": [...], "failures", "notes"}``; ``failures`` has
+        dictionaries that could not be trained or loaded.
 
     Raises:
         InputError: bad input, found before anything is trained wherever that is possible.
         RunError: the disk is full, or not one cell could be measured.
     """
     started = time.monotonic()
-    config, workspace = _open(overrides or {}, file)
+    config, workspace = open_bench(overrides or {}, file)
     published = import_saebench(config.published) if config.published else Imported([], [])
-    grid = _taken(config) if config.dictionary else _trained(config, workspace)
-    work = _Bench(config, workspace.root, grid, published)
+    grid = taken(config) if config.dictionary else trained(config, workspace)
+    work = Work(config, workspace.root, grid, published)
     with workspace.locked():
         work.run(started)
     return work.summary()
 
 
-def _open(overrides: Mapping[str, Any], file: Path | None) -> tuple[BenchConfig, Workspace]:
-    """The configuration and where to write; refuses what is known to be impossible before anything is loaded."""
-    config = resolve(BenchConfig, overrides, file)
-    if config.dictionary is None:
-        config, workspace = open_run_as(BenchConfig, overrides, file)
-    else:
-        grid = config.model_fields_set & {"recipe", "width", "k", "penalty", "preset", "target_site"}
-        if grid:
-            raise InputError(
-                f"Dictionaries to measure were given, and a grid to train ({', '.join(sorted(grid))}) too; "
-                "leave out --dictionary or the grid."
-            )
-        workspace = Workspace(config.out)
-        if config.out.exists() and not config.out.is_dir():
-            raise InputError(f"--out '{config.out}' is a file; give a directory.")
-    check_parquet()
-    check_evals(config.evals, config)
-    reasons = [why_not(name, config) or why_not_own(name, config) for name in config.evals]
-    if all(reasons):
-        raise InputError(str(reasons[0]))
-    for name in config.evals:
-        eval_config(name, config, None)  # a wrong setting is refused now
-    return config, workspace
+class Work:
+    """Measures the cells of a board group by group: the dictionaries of a group are in memory together.
 
+    ``quiet`` says nothing of single cells.
+    """
 
-def _trained(config: BenchConfig, workspace: Workspace) -> Grid:
-    trained = train_grid(config.training(), workspace)
-    workspace.write(trained.config, trained=time.time(), training_seconds=trained.seconds)
-    assert trained.model is not None  # activations that are not from a store come from a model
-    entries, broken = _entries({name: workspace.dictionaries / name for name in trained.dictionaries})
-    return Grid(entries, trained.model, None, trained.seconds, {**trained.failures, **broken})
-
-
-def _taken(config: BenchConfig) -> Grid:
-    entries, broken = _entries(dictionary_folders(config.dictionary or ()))
-    given = config.model_fields_set
-    name = config.model if "model" in given else trained_model(entries)
-    return Grid(entries, open_model(config, name), config.site if "site" in given else None, failures=broken)
-
-
-def _entries(folders: Mapping[str, Path]) -> tuple[dict[str, Entry], dict[str, str]]:
-    """What is known of every dictionary, loaded one at a time, and the sentence of each that cannot be loaded."""
-    from saeworks.dictionaries.formats import load
-    from saeworks.evals.shared.batches import why_not_one_site
-
-    found: dict[str, Entry] = {}
-    broken: dict[str, str] = {}
-    for name, folder in folders.items():
-        try:
-            dictionary = load(folder, "cpu")
-        except Exception as e:
-            broken[name] = sentence(e)
-            continue
-        found[name] = Entry(folder, dictionary.cfg, dictionary.fingerprint(), why_not_one_site(dictionary))
-    if not found and broken:
-        raise InputError("None of the dictionaries can be loaded: " + " ".join(broken.values()))
-    return found, broken
-
-
-class _Bench:
-    """Measures the cells of a board group by group: the dictionaries of a group are in memory together."""
-
-    def __init__(self, config: BenchConfig, root: Path, grid: Grid, published: Imported) -> None:
+    def __init__(self, config: BenchConfig, root: Path, grid: Grid, published: Imported, quiet: bool = False) -> None:
         self.config, self.root, self.grid, self.published = config, root, grid, published
         self.results = root / "results"
         self.entries, self.failures = grid.entries, grid.failures
         self.evals = tuple(dict.fromkeys(config.evals))
         self.configs = {name: eval_config(name, config, grid.site) for name in self.evals}
-        self.board = Board({name: entry.cfg.d_sae for name, entry in self.entries.items()}, self.evals)
+        self.controls = Controls(config, self.measurable(), grid.model, grid.site, root / "controls", self._one)
+        plans = self.controls.plans
+        widths = {name: entry.cfg.d_sae for name, entry in self.entries.items()}
+        widths |= {name: plan.width for name, plan in plans.items()}
+        kinds = {name: plan.kind for name, plan in plans.items()}
+        self.board = Board(widths, self.evals, _say_nothing if quiet else None, kinds)
         self.data: dict[str, Data] = {}
+        with suppress(InputError):  # without an earlier call's times, nothing is said of the time left at first
+            earlier: Any = read_json(root / "bench.json")
+            self.board.recall(earlier.get("cells", ()) if isinstance(earlier, dict) else ())
         self.notes = [*foreign_models(self.entries, grid.model), *published.problems]
         self.seconds = {"training": grid.seconds, "measuring": 0.0, "total": 0.0}
+
+    def measurable(self) -> dict[str, Entry]:
+        """The dictionaries that evals can measure."""
+        return {name: entry for name, entry in self.entries.items() if not entry.reason}
 
     def run(self, started: float) -> None:
         """Measure what is not measured yet. Table and board are written after every eval of a group."""
         begun = time.monotonic()
-        for name, entry in self.entries.items():
-            if entry.reason:
-                self.board.fell("skipped", self.board.of(name), entry.reason)
-        for name in self.evals:
-            self._open_data(name)
+        self.survey()
         for note in self.notes:
             sys.stderr.write(note + "\n")
         self.board.start()
@@ -178,12 +110,27 @@ class _Bench:
                 self.write()
         self._clock(begun, started)
         self.write()
+        self._report()
         cells = list(self.board.cells.values())
         if not any(cell.result for cell in cells):
             reasons = dict.fromkeys([*(c.sentence for c in cells if c.sentence), *self.failures.values()])
             raise RunError(f"Not one of {len(cells)} cells could be measured: {' '.join(reasons)}")
 
-    def _open_data(self, name: str) -> None:
+    def survey(self, make: bool = True) -> None:
+        """Find what cannot be measured, and what an earlier call measured.
+
+        Without ``make``, no control is made to see whether it was measured: it is known from an earlier call or not.
+        """
+        for name, entry in self.entries.items():
+            if entry.reason:
+                self.board.fell("skipped", self.board.of(name), entry.reason)
+        for cell in self.board.waiting(self.controls.plans):
+            if reason := self.controls.why_not(cell.dictionary, cell.eval):
+                self.board.fell("skipped", [cell], reason)
+        for name in self.evals:
+            self._open_data(name, make)
+
+    def _open_data(self, name: str, make: bool) -> None:
         """Open what an eval reads, and find the cells that an earlier call measured on the same bytes."""
         from saeworks.evals import runner
 
@@ -194,7 +141,9 @@ class _Bench:
             return self.board.fell("skipped", waiting, reason)
         with self._caught(waiting):
             self.data[name] = self._data_of(name)
-            prints = {cell.dictionary: self.entries[cell.dictionary].fingerprint for cell in waiting}
+            cells = self._makeable(waiting) if make else waiting
+            found = {cell.dictionary: self._fingerprint(cell.dictionary, make) for cell in cells}
+            prints = {dictionary: fingerprint for dictionary, fingerprint in found.items() if fingerprint}
             model, settings = self.grid.model, self.configs[name]
             self.board.keep(name, runner.finished(name, prints, model, self.data[name], self.results, settings))
         return None
@@ -213,17 +162,34 @@ class _Bench:
             return Data(labelled=labelled_sets(self.config, self.configs[name]))
         return Data(own={name: own_data(name, self.config, self.grid.model, self.configs[name])})
 
-    def _load(self, names: list[str]) -> dict[str, Dictionary]:
+    def _makeable(self, cells: list[Cell]) -> list[Cell]:
+        """These cells without those of controls that cannot be made, which are skipped with the reason."""
+        for name in dict.fromkeys(cell.dictionary for cell in cells if cell.control):
+            try:
+                self._fingerprint(name)
+            except InputError as e:
+                self.board.fell("skipped", self.board.waiting([name]), sentence(e))
+        return [cell for cell in cells if cell.state == "waiting"]
+
+    def _fingerprint(self, name: str, make: bool = True) -> str | None:
+        if name in self.entries:
+            return self.entries[name].fingerprint
+        return self.controls.fingerprint(name) if make else self.controls.recorded(name)
+
+    def _one(self, name: str) -> Dictionary:
         from saeworks.dictionaries.formats import load
         from saeworks.runtime import resolve_device
 
-        where, loaded = str(resolve_device(self.config.device)), dict[str, "Dictionary"]()
+        return load(self.entries[name].folder, str(resolve_device(self.config.device)))
+
+    def _load(self, names: list[str]) -> dict[str, DictionaryLike]:
+        loaded: dict[str, DictionaryLike] = {}
         for name in names:
             with self._caught(self.board.waiting([name])):
-                loaded[name] = load(self.entries[name].folder, where)
+                loaded[name] = self._one(name) if name in self.entries else self.controls.make(name)
         return loaded
 
-    def _measure(self, name: str, dictionaries: Mapping[str, Dictionary]) -> None:
+    def _measure(self, name: str, dictionaries: Mapping[str, DictionaryLike]) -> None:
         """One eval on a group; when that fails, on each dictionary alone, so that only those that fail are lost."""
         cells = self.board.waiting(dictionaries, name)
         if len(cells) > 1:
@@ -237,7 +203,7 @@ class _Bench:
                 with self._caught([cell]):
                     self._together(name, dictionaries, [cell])
 
-    def _together(self, name: str, dictionaries: Mapping[str, Dictionary], cells: list[Cell]) -> None:
+    def _together(self, name: str, dictionaries: Mapping[str, DictionaryLike], cells: list[Cell]) -> None:
         from saeworks.evals import runner
 
         chosen = {cell.dictionary: dictionaries[cell.dictionary] for cell in cells}
@@ -267,19 +233,20 @@ class _Bench:
         self.seconds |= {"measuring": round(now - begun, 2), "total": round(now - started, 2)}
 
     def rows(self) -> list[Row]:
-        """One row per dictionary, measured or not, then those of published results; ``failed`` names evals."""
+        """One row per dictionary, measured or not, then those of controls and of published results; ``failed`` names
+        evals."""
+        facts = {name: entry.cfg.model_dump(mode="json") for name, entry in self.entries.items()}
+        facts |= {name: plan.described() for name, plan in self.controls.plans.items()}
         own: list[Result] = []
-        for name, entry in self.entries.items():
-            # An empty result first: it gives a row to a dictionary that nothing was measured on.
-            facts = entry.cfg.model_dump(mode="json")
-            own.append(
-                Result(eval_type_id="", eval_config={}, eval_result_metrics={}, sae_lens_id=name, sae_cfg_dict=facts)
-            )
-            own += [cell.result for cell in self.board.of(name) if cell.result]
-        rows = dictionary_rows([*own, *self.published.results])
-        for row, name in zip(rows, self.entries, strict=False):  # one's own come first
+        for name, cfg in facts.items():
+            results = [cell.result for cell in self.board.of(name) if cell.result]
+            # An empty result gives a row to a dictionary that nothing was measured on.
+            empty = Result(eval_type_id="", eval_config={}, eval_result_metrics={}, sae_lens_id=name, sae_cfg_dict=cfg)
+            own += results or [empty]
+        rows = dictionary_rows([*own, *self.published.results], intervals=True)
+        for row, name in zip(rows, facts, strict=False):  # one's own come first
             row["failed"] = ", ".join(c.eval for c in self.board.of(name) if c.state == "failed") or None
-        for row in rows[len(self.entries) :]:
+        for row in rows[len(facts) :]:
             row["failed"] = None
         return rows
 
@@ -290,23 +257,48 @@ class _Bench:
         write_parquet(self.root / "bench.parquet", summary["table"])
         write_json(self.root / "bench.json", {**head, **summary})
 
+    def _report(self) -> None:
+        """Write ``bench.html``; without the library that draws, say so and go on."""
+        cells = list(self.board.cells.values())
+        rows = self.rows()
+        count = {
+            state: sum(cell.state == state for cell in cells) for state in ("measured", "kept", "skipped", "failed")
+        }
+        done = ", ".join(f"{number} {state}" for state, number in count.items() if number)
+        missing = {f"{c.eval} of {c.dictionary} {c.state}": c.sentence or "" for c in cells if c.sentence}
+        missing |= {f"{name} could not be loaded or trained": why for name, why in self.failures.items()}
+        models = sorted({str(row["model"]) for row in rows if row["model"] and not row["control"]})
+        comparison = Comparison(
+            f"Bench: dictionaries of {', '.join(models) or 'unknown models'}",
+            rows,
+            {**facts_of(rows), "Evals": ", ".join(self.evals), "Cells": done},
+            self.notes,
+            missing,
+        )
+        try:
+            write_comparison(self.root / "bench.html", comparison)
+        except InputError as e:
+            self.notes.append(f"bench.html was not written: {e}")
+            sys.stderr.write(self.notes[-1] + "\n")
+
     def summary(self) -> dict[str, Any]:
         """What :func:`bench` returns."""
+        rows = self.rows()
         return {
             "out": str(self.root),
             "table_file": str(self.root / "bench.parquet"),
+            "report": str(self.root / "bench.html"),
             "seconds": dict(self.seconds),
-            "table": self.rows(),
+            "table": rows,
+            "readings": readings(row for row in rows if row["source"] == "saeworks"),
             "cells": [cell.plain() for cell in self.board.cells.values()],
             "failures": dict(self.failures),
             "notes": list(self.notes),
         }
 
 
-def sentence(error: Exception) -> str:
-    """What an error says, on one line; of those that are not meant for a person, with their kind."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, (InputError, RunError)) else f"{type(error).__name__}: {text or 'no message'}"
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _hopeless(error: BaseException | None) -> bool:

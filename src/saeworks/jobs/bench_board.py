@@ -21,7 +21,8 @@ class Cell:
     """One eval of one dictionary of ``width`` latents.
 
     ``kept`` was measured by an earlier call, ``skipped`` cannot be measured, ``failed`` broke; ``sentence`` says why.
-    ``seconds`` is its share of the time of those that were measured together.
+    ``seconds`` is its share of the time of those that were measured together, by this call or an earlier one.
+    ``control`` is the kind of a control.
     """
 
     eval: str
@@ -31,6 +32,7 @@ class Cell:
     seconds: float | None = None
     sentence: str | None = None
     result: Result | None = None
+    control: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """The cell as JSON values."""
@@ -38,6 +40,7 @@ class Cell:
         return {
             "eval": self.eval,
             "dictionary": self.dictionary,
+            "control": self.control,
             "state": self.state,
             "seconds": self.seconds,
             "sentence": self.sentence,
@@ -49,9 +52,14 @@ class Board:
     """All cells, in the order of dictionaries and evals; a line on standard error for each that is done."""
 
     def __init__(
-        self, widths: Mapping[str, int], evals: Sequence[str], say: Callable[[str], None] | None = None
+        self,
+        widths: Mapping[str, int],
+        evals: Sequence[str],
+        say: Callable[[str], None] | None = None,
+        controls: Mapping[str, str] | None = None,
     ) -> None:
-        self.cells = {(e, d): Cell(e, d, width) for d, width in widths.items() for e in evals}
+        kinds = controls or {}
+        self.cells = {(e, d): Cell(e, d, width, control=kinds.get(d)) for d, width in widths.items() for e in evals}
         self._say = say or _to_stderr
 
     def waiting(self, dictionaries: Iterable[str] | None = None, eval_name: str | None = None) -> list[Cell]:
@@ -68,6 +76,14 @@ class Board:
     def of(self, dictionary: str) -> list[Cell]:
         """The cells of one dictionary."""
         return [cell for cell in self.cells.values() if cell.dictionary == dictionary]
+
+    def recall(self, cells: Iterable[Mapping[str, Any]]) -> None:
+        """Take over how long an earlier call took for its cells, given as :meth:`Cell.plain` makes them."""
+        for earlier in cells:
+            cell = self.cells.get((str(earlier.get("eval")), str(earlier.get("dictionary"))))
+            seconds = earlier.get("seconds")
+            if cell and isinstance(seconds, (int, float)):
+                cell.seconds = float(seconds)
 
     def keep(self, eval_name: str, results: Mapping[str, Result]) -> None:
         """Results of an earlier call stand; nothing is said of each."""
@@ -86,7 +102,7 @@ class Board:
     def fell(self, state: Literal["skipped", "failed"], cells: Iterable[Cell], sentence: str) -> None:
         """These cells get no result, for this reason."""
         for cell in cells:
-            cell.state, cell.sentence = state, sentence
+            cell.state, cell.sentence, cell.seconds = state, sentence, None
             self._done(cell, f"{state}: {sentence}")
 
     def start(self) -> None:
@@ -95,11 +111,11 @@ class Board:
         before = f", {kept} of them measured before" if kept else ""
         self._say(f"{len(self.cells)} cells (eval × dictionary){before}.")
 
-    def remaining(self) -> tuple[float | None, list[str]]:
-        """Seconds that the waiting cells will take, and the evals among them that nothing is known of.
+    def remaining(self, eval_name: str | None = None) -> tuple[float | None, list[str]]:
+        """Seconds that the waiting cells (of one eval) will take, and the evals among them that nothing is known of.
 
-        A cell is taken to last as long as the measured ones of its eval on dictionaries of its width do on average, or
-        on those of any width where there is none. None when nothing is known of any waiting cell.
+        A cell is taken to last as long as it did in an earlier call, else as the measured ones of its eval on
+        dictionaries of its width do on average, else on those of any width. None when nothing is known of any.
         """
         known: dict[tuple[str, int | None], list[float]] = {}
         for cell in self.cells.values():
@@ -107,8 +123,9 @@ class Board:
                 known.setdefault((cell.eval, cell.width), []).append(cell.seconds)
                 known.setdefault((cell.eval, None), []).append(cell.seconds)
         total, unknown = None, list[str]()
-        for cell in self.waiting():
-            seconds = known.get((cell.eval, cell.width)) or known.get((cell.eval, None))
+        for cell in self.waiting(eval_name=eval_name):
+            own = None if cell.seconds is None else [cell.seconds]
+            seconds = own or known.get((cell.eval, cell.width)) or known.get((cell.eval, None))
             if seconds is None:
                 unknown.append(cell.eval)
             else:

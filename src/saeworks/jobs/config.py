@@ -24,6 +24,8 @@ ALL_EVALS = (
     "meta_structure",
     "mdl",
 )
+#: Dictionaries that nobody trained, which scores are read against (evals.controls and evals.oracle make them).
+CONTROLS = ("identity", "pca", "random_directions", "permuted_decoder", "oracle")
 
 
 def _split(value: object) -> object:
@@ -53,6 +55,12 @@ def _whole_number(value: object) -> object:
             return value
         return int(number) if number.is_integer() else value
     return value
+
+
+def _controls(value: object) -> object:
+    """Names as a list, ``all`` for every one of them."""
+    names = _split(value)
+    return CONTROLS if isinstance(names, tuple) and "all" in names else names
 
 
 def _settings(value: object) -> object:
@@ -92,6 +100,7 @@ Counts = Annotated[tuple[Count, ...], BeforeValidator(_split), Field(min_length=
 Weight = Annotated[float, Field(ge=0)]
 Weights = Annotated[tuple[Weight, ...], BeforeValidator(_split), Field(min_length=1)]
 EvalNames = Annotated[tuple[EvalName, ...], BeforeValidator(_split), Field(min_length=1)]
+ControlNames = Annotated[tuple[Annotated[str, _named(CONTROLS)], ...], BeforeValidator(_controls)]
 Mode = Literal["compat", "corrected"]
 Settings = Annotated[dict[EvalName, dict[str, Any]], BeforeValidator(_settings)]
 
@@ -161,7 +170,8 @@ class EvaluateConfig(Inputs):
     """Configuration of ``saeworks eval``. ``model`` and ``site`` None mean what the dictionaries were trained on.
 
     ``mode``: ``compat`` gives the numbers of SAEBench, its faults included. ``settings``: eval → fields of its
-    ``Config``.
+    ``Config``. ``controls``: dictionaries that nobody trained, measured beside the others, and made from the first
+    ``control_texts`` texts of training.
     """
 
     out: Path = Path("results")
@@ -172,6 +182,8 @@ class EvaluateConfig(Inputs):
     probe_texts: Count = 600
     mode: Mode = "corrected"
     settings: Settings = {}
+    controls: ControlNames = ()
+    control_texts: Count = 3000
 
 
 class BenchConfig(RunConfig):
@@ -180,11 +192,13 @@ class BenchConfig(RunConfig):
     ``dictionary``: folders of dictionaries to measure in place of training; ``model`` and ``site`` that are not given
     are then those that they were trained on. ``published``: a folder of SAEBench's results, shown beside one's own.
     ``at_once``: dictionaries held in memory together; those of one eval share what the language model computes.
+    ``controls``, ``control_texts``: as of ``saeworks eval``.
     """
 
     # What is measured does not change what was trained, so a bench may be resumed with other evals.
     may_change: ClassVar[frozenset[str]] = RunConfig.may_change | {
-        *("evals", "eval_tokens", "probe_texts", "dictionary", "published", "at_once")
+        *("evals", "eval_tokens", "probe_texts", "dictionary", "published", "at_once"),
+        *("controls", "control_texts"),
     }
 
     out: Path = Path("runs/bench")
@@ -192,6 +206,8 @@ class BenchConfig(RunConfig):
     dictionary: Files | None = None
     published: Path | None = None
     at_once: Count = 8
+    controls: ControlNames = ()
+    control_texts: Count = 3000
 
     def training(self) -> RunConfig:
         """The part that trains."""
@@ -261,6 +277,24 @@ def _preset(kind: type[Inputs], chosen: Mapping[str, Any]) -> dict[str, Any]:
     found = preset(name)
     values = {"recipe": tuple(recipe.name for recipe in found.recipes), **found.settings}
     return {key: value for key, value in values.items() if key != "site" or "model" not in chosen}
+
+
+def parts(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def numbers(text: str, flag: str) -> tuple[float, ...]:
+    """The numbers in a comma-separated list; ``InputError`` for what is none."""
+    found: list[float] = []
+    for part in parts(text):
+        try:
+            found.append(float(part))
+        except ValueError:
+            raise InputError(f"{flag} is '{text}', but '{part}' is no number; give numbers, as in 16,32.") from None
+    if not found:
+        raise InputError(f"{flag} is empty; give numbers, as in 16,32.")
+    return tuple(found)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

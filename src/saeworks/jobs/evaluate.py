@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from saeworks.errors import InputError
 from saeworks.jobs.config import EvaluateConfig, RunConfig, checked, resolve
+from saeworks.jobs.controls import Controls
 from saeworks.jobs.eval_data import TEXT_EVALS, check_evals, held_out, labelled_sets, own_data, why_not
 from saeworks.jobs.inputs import open_model
+from saeworks.results.dictionary_table import dictionary_rows
+from saeworks.results.headlines import HEADLINES, Headline
+from saeworks.results.readings import readings
 
 if TYPE_CHECKING:
     from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
+    from saeworks.evals.shared.batches import DictionaryLike
     from saeworks.models.language_model import LanguageModel
     from saeworks.results.envelope import Result
 
@@ -33,7 +38,10 @@ class Described(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """Results by eval and dictionary, evals that were skipped with the reason, and what a reader should know."""
+    """Results by eval and dictionary, evals that were skipped with the reason, and what a reader should know.
+
+    A control that was skipped in one eval stands there as ``EVAL · CONTROL``.
+    """
 
     results: dict[str, dict[str, Result]]
     skipped: dict[str, str]
@@ -41,18 +49,23 @@ class Measured:
 
 
 def evaluate(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
-    """Measure dictionaries on disk and return ``{"out", "seconds", "files", "table", "skipped", "notes"}``.
+    """Measure dictionaries on disk and return ``{"out", "seconds", "files", "table", "controls", "readings", "skipped",
+    "notes"}``: a row per dictionary, one per control, and every number between its floor and its ceiling.
 
     ``overrides`` are keys of :class:`saeworks.jobs.config.EvaluateConfig`. Without ``model`` and ``site`` the ones
     that the dictionaries were trained on are used. Raises ``InputError`` for bad input.
     """
+    from saeworks.evals.shared.batches import why_not_one_site
+
     started = time.monotonic()
     config = resolve(EvaluateConfig, overrides, file)
     if config.out.exists() and not config.out.is_dir():
         raise InputError(f"--out '{config.out}' is a file; give a directory.")
     dictionaries = load_dictionaries(config.dictionary, config.device)
     model = open_model(config, config.model or trained_model(dictionaries))
-    measured = run_evals(config.names, dictionaries, model, config, config.out, config.site)
+    single = {name: d for name, d in dictionaries.items() if not why_not_one_site(d)}
+    controls = Controls(config, single, model, config.site, config.out / "controls", lambda name: dictionaries[name])
+    measured = run_evals(config.names, dictionaries, model, config, config.out, config.site, controls)
     done = measured.results
     if not done:
         raise InputError("None of the dictionaries can be measured: " + "; ".join(measured.skipped.values()) + ".")
@@ -61,6 +74,8 @@ def evaluate(overrides: Mapping[str, Any], file: Path | None = None) -> dict[str
         "seconds": round(time.monotonic() - started, 2),
         "files": [str(result.path) for results in done.values() for result in results.values()],
         "table": summary_rows(dictionaries, done),
+        "controls": _control_rows(controls, done),
+        "readings": readings(dictionary_rows(result for results in done.values() for result in results.values())),
         "skipped": measured.skipped,
         "notes": measured.notes,
     }
@@ -73,12 +88,14 @@ def run_evals(
     config: RunConfig | EvaluateConfig,
     out: Path,
     site: str | None = None,
+    controls: Controls | None = None,
 ) -> Measured:
     """Run the named evals and write ``out/EVAL/*.json``.
 
     What was measured before on the same bytes is not measured again. An eval that the data do not allow (probing
     without labels, or with labels too rare to probe) is skipped with its reason when several were named, and an
-    ``InputError`` when no other was. Transcoders and crosscoders are skipped with their reason.
+    ``InputError`` when no other was. Transcoders and crosscoders are skipped with their reason; so are ``controls``
+    that cannot be made or measured.
     """
     from saeworks.evals import runner
     from saeworks.evals.probes.problems import NothingToProbe
@@ -96,8 +113,10 @@ def run_evals(
     notes = [*foreign_models(dictionaries, model), *([note] if note else [])]
     for sentence in notes:
         sys.stderr.write(sentence + "\n")
+    made = _made(controls, names, skipped)
     done: dict[str, dict[str, Result]] = {}
     for name in dict.fromkeys(names):
+        measured = {**dictionaries, **{c: made[c] for c in made if controls and not controls.why_not(c, name)}}
         reason = why_not(name, config)
         try:
             if reason is None:
@@ -107,7 +126,7 @@ def run_evals(
                     data = runner.Data(labelled=labelled_sets(config, configs[name]))
                 else:
                     data = runner.Data(own={name: own_data(name, config, model, configs[name])})
-                done |= runner.run_evals([name], dictionaries, model, data, out, configs)
+                done |= runner.run_evals([name], measured, model, data, out, configs)
                 continue
         except NothingToProbe as e:
             if len(set(names)) == 1:
@@ -116,6 +135,27 @@ def run_evals(
         skipped[name] = reason
         sys.stderr.write(f"{name} is skipped: {reason}\n")
     return Measured(done, skipped, notes)
+
+
+def _made(controls: Controls | None, names: Sequence[str], skipped: dict[str, str]) -> dict[str, DictionaryLike]:
+    """The controls that any of the evals measures; the reasons of the others go to ``skipped``."""
+    found: dict[str, DictionaryLike] = {}
+    if controls is None:
+        return found
+    for control in controls.plans:
+        reasons = {name: controls.why_not(control, name) for name in names}
+        try:
+            if not all(reasons.values()):
+                found[control] = controls.make(control)
+        except InputError as e:
+            reasons = dict.fromkeys(names, str(e))
+        if len(set(reasons.values())) == 1 and all(reasons.values()):
+            skipped[control] = str(reasons[names[0]])
+        else:
+            skipped |= {f"{name} · {control}": reason for name, reason in reasons.items() if reason}
+        if control not in found:
+            sys.stderr.write(f"{control} is not measured: {skipped.get(control, 'no eval says anything of it')}.\n")
+    return found
 
 
 def eval_config(name: str, config: RunConfig | EvaluateConfig, site: str | None) -> Any:
@@ -186,10 +226,7 @@ def summary_rows(
 
     L0 and explained variance of what was not measured are those recorded when it was saved.
     """
-    from saeworks.results.headlines import HEADLINES
-
-    found = {next(iter(results.values())).eval_type_id: results for results in done.values() if results}
-    columns = [h for h in HEADLINES if h.column in SHOWN or (h.eval in found and h.eval not in ALWAYS)]
+    found, columns = _by_type(done), _columns(done)
     rows: list[dict[str, Any]] = []
     for name, dictionary in dictionaries.items():
         recorded = dictionary.cfg.metadata.get("recorded") or {}
@@ -202,6 +239,30 @@ def summary_rows(
                 row[h.column] = recorded.get(h.column)
         rows.append(row)
     return rows
+
+
+def _control_rows(controls: Controls, done: Mapping[str, Mapping[str, Result]]) -> list[dict[str, Any]]:
+    """One row per control that was measured, with the numbers of :func:`summary_rows`."""
+    found, columns = _by_type(done), _columns(done)
+    rows: list[dict[str, Any]] = []
+    for name, plan in controls.plans.items():
+        own = {eval_type: results[name] for eval_type, results in found.items() if name in results}
+        if own:
+            cfg = next(iter(own.values())).sae_cfg_dict or {}
+            row: dict[str, Any] = {"dictionary": name, "control": plan.kind, "latents": cfg.get("d_sae")}
+            for h in columns:
+                row[h.column] = own[h.eval].metric(h.category, h.metric) if h.eval in own else None
+            rows.append(row)
+    return rows
+
+
+def _by_type(done: Mapping[str, Mapping[str, Result]]) -> dict[str, Mapping[str, Result]]:
+    return {next(iter(results.values())).eval_type_id: results for results in done.values() if results}
+
+
+def _columns(done: Mapping[str, Mapping[str, Result]]) -> list[Headline]:
+    found = _by_type(done)
+    return [h for h in HEADLINES if h.column in SHOWN or (h.eval in found and h.eval not in ALWAYS)]
 
 
 def foreign_models(dictionaries: Mapping[str, Described], model: LanguageModel) -> list[str]:

@@ -19,7 +19,7 @@ from saeworks.errors import InputError, did_you_mean
 from saeworks.results.headlines import HEADLINES
 
 #: What makes two dictionaries of one kind, so that only sparsity and seed differ between them.
-KIND = ("source", "mode", "model", "site", "architecture", "width", "tokens")
+KIND = ("source", "control", "mode", "model", "site", "architecture", "width", "tokens")
 #: The L0 that SAEBench's suite aims at.
 L0_VALUES = (20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 Row = Mapping[str, Any]

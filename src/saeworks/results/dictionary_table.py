@@ -8,11 +8,16 @@ from typing import Any, cast
 
 from saeworks.errors import InputError
 from saeworks.results.envelope import Result, read_results
-from saeworks.results.headlines import HEADLINES, headline_values
+from saeworks.results.headlines import HEADLINES, headline_intervals, headline_values
 from saeworks.results.import_saebench import import_saebench
 
 #: What a row says of a dictionary beside its numbers.
-FACTS = ("dictionary", "source", "mode", "model", "site", "architecture", "width", "setting", "seed", "tokens")
+FACTS = (
+    *("dictionary", "source", "control", "mode", "model", "site"),
+    *("architecture", "width", "setting", "seed", "tokens"),
+)
+#: What the columns of the ends of an interval end in.
+ENDS = ("_low", "_high")
 Row = dict[str, Any]
 
 
@@ -34,20 +39,23 @@ def side_by_side(own: Path | None, published: Path | None) -> tuple[list[Row], l
     return dictionary_rows(results), problems
 
 
-def dictionary_rows(results: Iterable[Result]) -> list[Row]:
+def dictionary_rows(results: Iterable[Result], intervals: bool = False) -> list[Row]:
     """One row per source and dictionary, in the order of their first results.
 
     ``mode`` says whose definitions the numbers follow: ``compat`` (SAEBench's files, or ours in that mode),
     ``corrected``, or ``mixed``; numbers of different modes are not of the same kind, but for L0 and the losses.
 
-    ``setting`` is k or the weight of the sparsity penalty. Columns that no dictionary has are absent.
+    ``setting`` is k or the weight of the sparsity penalty. ``control`` is the kind of a dictionary that nobody trained
+    and None for all others. With ``intervals``, the ends of a number's 95 % interval follow it as ``COLUMN_low`` and
+    ``COLUMN_high``. Columns of numbers that no dictionary has are absent.
     """
     grouped: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         source = str(result.provenance.get("source") or "saeworks")
         grouped.setdefault((source, result.sae_lens_id or "custom_sae"), []).append(result)
     rows = [_row(source, name, found) for (source, name), found in grouped.items()]
-    columns = [*FACTS, *(h.column for h in HEADLINES if any(h.column in row for row in rows))]
+    numbers = [f"{h.column}{end}" for h in HEADLINES for end in ("", *(ENDS if intervals else ()))]
+    columns = [*FACTS, *(column for column in numbers if any(column in row for row in rows))]
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
@@ -56,19 +64,24 @@ def _row(source: str, name: str, results: list[Result]) -> Row:
     given = cfg.get("metadata")
     metadata = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
     modes = {mode for result in results if (mode := _mode(result))} or {"corrected"}
+    recipe, control = metadata.get("recipe"), metadata.get("control")
+    if control is not None and str(recipe).startswith("control_"):
+        recipe = None
     settings = [metadata.get("k"), cfg.get("k"), metadata.get("penalty")]
     return {
         "dictionary": name,
         "source": source,
+        "control": control,
         "mode": modes.pop() if len(modes) == 1 else "mixed",
         "model": metadata.get("model_name"),
         "site": metadata.get("site"),
-        "architecture": metadata.get("recipe") or cfg.get("architecture"),
+        "architecture": recipe or cfg.get("architecture"),
         "width": cfg.get("d_sae"),
         "setting": next((s for s in settings if s is not None), None),
         "seed": metadata.get("seed"),
         "tokens": metadata.get("tokens"),
         **headline_values(results),
+        **headline_intervals(results),
     }
 
 

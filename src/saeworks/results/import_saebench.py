@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -86,6 +86,11 @@ def import_saebench(directory: Path, details: bool = False) -> Imported:
             f"Below '{directory}' there is no file that ends in '{SUFFIX}'; give the folder into which SAEBench wrote "
             "its results, or one with a folder per eval."
         )
+    return import_files(files, f"below '{directory}'", details)
+
+
+def import_files(files: Sequence[Path], where: str, details: bool = False) -> Imported:
+    """As :func:`import_saebench`, of these files, which lie ``where`` errors say."""
     found: dict[tuple[str, str], Result] = {}
     problems: list[str] = []
     for file in files:
@@ -103,7 +108,7 @@ def import_saebench(directory: Path, details: bool = False) -> Imported:
             result = kept
         found[key] = result
     if not found:
-        raise InputError(f"None of the {len(files)} files below '{directory}' can be used: {' '.join(problems)}")
+        raise InputError(f"None of the {len(files)} files {where} can be used: {' '.join(problems)}")
     return Imported(list(found.values()), problems)
 
 

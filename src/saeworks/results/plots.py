@@ -16,7 +16,7 @@ from saeworks.errors import InputError
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D")
 RECIPES = ("topk", "batch_topk", "matryoshka_batch_topk", "relu", "gated", "jumprelu", "p_anneal")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (6, 2, 1.5, 2, 1.5, 2)))
 # Drawn in this colour and then renamed to currentColor: no data series uses it.
 INK = "#010203"
 
@@ -25,7 +25,8 @@ INK = "#010203"
 class Series:
     """One line: points (x, y), where y None is a gap; ``low``/``high`` draw an interval per point.
 
-    ``line`` numbers the line style; ``baseline`` draws a thin line in the text colour without markers.
+    ``line`` numbers the line style; ``baseline`` draws a thin line in the text colour without markers. Points that are
+    not ``joined`` stand alone.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Series:
     high: Sequence[float | None] | None = None
     markers: bool = True
     baseline: bool = False
+    joined: bool = True
 
 
 def style_of(recipe: str) -> tuple[str, str]:
@@ -55,6 +57,7 @@ def line_plot(
     identifier: str,
     log_x: bool = False,
     x_ticks: Sequence[float] | None = None,
+    y_range: tuple[float, float] | None = None,
     steps: bool = False,
     size: tuple[float, float] = (5.4, 3.6),
 ) -> str:
@@ -63,6 +66,7 @@ def line_plot(
     Args:
         description: what the plot shows, for readers who do not see it.
         identifier: prefix of all ids in the SVG; must be unique in the page.
+        y_range: the values that are shown; what lies outside is cut off.
         steps: draw as a histogram outline.
     """
     figure, axes, canvas = _axes(size)
@@ -76,7 +80,7 @@ def line_plot(
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         style: dict[str, Any] = {
             "color": colour,
-            "linestyle": LINES[s.line % len(LINES)],
+            "linestyle": LINES[s.line % len(LINES)] if s.joined else "none",
             "linewidth": 1.2 if s.baseline else 1.8,
             "label": s.name,
         }
@@ -93,6 +97,8 @@ def line_plot(
 
         axes.set_xticks(list(x_ticks), [f"{t:g}" for t in x_ticks])
         axes.xaxis.set_minor_locator(NullLocator())
+    if y_range is not None:
+        axes.set_ylim(*y_range)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if labelled:

@@ -8,8 +8,8 @@ from saeworks.files import atomic_write_text
 from saeworks.results import report_plots as plots
 from saeworks.results import report_sections as sections
 from saeworks.results.report_data import Workspace, read_workspace
-from saeworks.results.report_style import CSS
-from saeworks.results.report_text import esc
+from saeworks.results.report_page import Section, page
+from saeworks.results.report_page import plots as side_by_side
 
 FILE = "report.html"
 
@@ -27,37 +27,25 @@ def write_report(workspace: Path) -> Path:
 
 def render(workspace: Workspace) -> str:
     """The page as text."""
-    content = _content(workspace)
-    toc = "".join(f'<li><a href="#{key}">{esc(title)}</a></li>' for key, title, _, _ in content)
-    body = "".join(
-        f'<section aria-labelledby="{key}"><h2 id="{key}">{esc(title)}</h2>'
-        f"{f'<p>{esc(lead)}</p>' if lead else ''}{html}</section>"
-        for key, title, lead, html in content
-    )
     model = workspace.config.get("model") or workspace.common("model_name") or "a language model"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Sparse dictionaries of {esc(model)}</title><style>{CSS}</style></head><body>"
-        '<a class="skip" href="#main">Skip to the content</a>'
-        f'{sections.header(workspace)}<nav class="toc" aria-label="Contents"><ul>{toc}</ul></nav>'
-        f'<main id="main">{body}</main>'
-        "<footer>Made by saeworks from the files of this workspace alone; <code>results/</code> holds every number "
-        "as JSON.</footer></body></html>\n"
+    return page(
+        f"Sparse dictionaries of {model}",
+        sections.header(workspace),
+        _content(workspace),
+        "Made by saeworks from the files of this workspace alone; <code>results/</code> holds every number as JSON.",
     )
 
 
-def _content(workspace: Workspace) -> list[tuple[str, str, str, str]]:
-    """(anchor, title, introduction, HTML) of the sections that have something to show."""
-    probing = _plots(plots.probing_figure(workspace))
+def _content(workspace: Workspace) -> list[Section]:
+    """The sections, empty where there is nothing to show."""
+    probing = side_by_side(plots.probing_figure(workspace))
     parts = [
         ("dictionaries", "Dictionaries", "", sections.table(workspace) if workspace.entries else ""),
         (
             "fidelity",
             "Fidelity against sparsity",
             "A dictionary should rebuild the activations, and keep the model's predictions, with few active latents.",
-            _plots(plots.fidelity_figures(workspace)),
+            side_by_side(plots.fidelity_figures(workspace)),
         ),
         (
             "probing",
@@ -84,14 +72,10 @@ def _content(workspace: Workspace) -> list[tuple[str, str, str, str]]:
             "inside",
             "Densities and prefixes",
             "",
-            _plots(plots.density_figure(workspace) + plots.prefix_figure(workspace)),
+            side_by_side(plots.density_figure(workspace) + plots.prefix_figure(workspace)),
         ),
-        ("training", "Training", "", _plots(plots.training_figures(workspace))),
+        ("training", "Training", "", side_by_side(plots.training_figures(workspace))),
         ("definitions", "Definitions", "", sections.definitions()),
         ("provenance", "Provenance", "", sections.provenance(workspace)),
     ]
-    return [part for part in parts if part[3]]
-
-
-def _plots(figures: list[str]) -> str:
-    return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
+    return [Section(*part) for part in parts]

@@ -31,7 +31,9 @@ class Entry:
 
     @property
     def recipe(self) -> str:
-        """Recipe, or the architecture of a dictionary from elsewhere."""
+        """Recipe, or the architecture of a dictionary from elsewhere; of a control its kind."""
+        if self.metadata.get("control"):
+            return f"control_{self.metadata['control']}"
         return str(self.metadata.get("recipe") or self.cfg.get("architecture") or "unknown")
 
     @property

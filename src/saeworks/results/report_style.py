@@ -44,6 +44,7 @@ thead th { color:var(--soft); font-weight:600; font-size:.8rem; vertical-align:b
 tbody th { font-weight:600; }
 th:first-child, td.left, th.left { text-align:left; }
 tbody th:first-child, thead th:first-child { position:sticky; left:0; background:var(--card); }
+tbody th.name { white-space:normal; overflow-wrap:anywhere; min-width:25ch; }
 td.children { text-align:left; white-space:normal; min-width:min(60vw,420px); }
 td small { color:var(--soft); display:block; font-size:.72rem; font-weight:400; }
 td.best { color:var(--good); font-weight:700; }

@@ -15,7 +15,7 @@ from saeworks.results.headlines import HEADLINES
 from saeworks.version import __version__
 
 #: Columns that hold words, and those that hold whole numbers; all others hold numbers.
-TEXTS = ("dictionary", "source", "mode", "model", "site", "architecture", "failed")
+TEXTS = ("dictionary", "source", "control", "mode", "model", "site", "architecture", "failed")
 WHOLES = ("width", "seed", "tokens")
 
 
