@@ -1,7 +1,5 @@
 """SAEBench's sparse probing: every fault shown beside the corrected mode, on data small enough to follow by hand."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -191,9 +189,7 @@ def test_a_token_that_sums_to_zero_is_taken_for_padding_only_in_compat(model, ma
     row = batch.index[0]
     x = cancelled(batch.tokens, [SITE])[SITE][0][batch.tokens.keep[0]]
     ours = pool_texts({"d": dictionary}, model, documents, 8, 4)
-    theirs = pool_texts(
-        {"d": dictionary}, model, documents, 8, 4, counted=partial(compat.counted_tokens, model.tokenizer)
-    )
+    theirs = pool_texts({"d": dictionary}, model, documents, 8, 4, mask=compat.COUNTED)
     assert torch.allclose(ours.activations[SITE][row], x.mean(0), atol=1e-5)
     assert torch.allclose(
         theirs.activations[SITE][row], x[[0, 2]].mean(0) if len(x) == 3 else x[[0]].mean(0), atol=1e-5

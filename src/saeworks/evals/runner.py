@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 from saeworks.errors import InputError, did_you_mean
 from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of, fingerprint_of_model
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.results.envelope import Result, read_result, result_path
 
 if TYPE_CHECKING:
@@ -64,13 +66,16 @@ def run_evals(
     out: Path,
     configs: Mapping[str, BaseModel] | None = None,
     force: bool = False,
+    pool: TextPool | None = None,
 ) -> dict[str, dict[str, Result]]:
     """Run the named evals, write ``out/EVAL/*.json`` after each, and return eval → dictionary → result.
 
     A dictionary whose result exists with the same config, definition and content hashes of dictionary, model and data
     is not measured again unless ``force``; all others of an eval share one harvest.
+
+    ``pool`` is what the evals that pool texts share, with earlier and later calls too; None: one for this call.
     """
-    configs = configs or {}
+    configs, pool = configs or {}, pool or TextPool()
     modules = {name: eval_module(name) for name in names}
     done: dict[str, dict[str, Result]] = {}
     for name, module in modules.items():
@@ -80,7 +85,8 @@ def run_evals(
         kept = finished(name, prints, model, data, out, config)
         left = {key: dictionary for key, dictionary in dictionaries.items() if key not in kept}
         run = cast("Callable[..., dict[str, Result]]", module.run)
-        fresh = run(left, model, source, config) if left else {}
+        shared = {"pool": pool} if "pool" in signature(run).parameters else {}
+        fresh = run(left, model, source, config, **shared) if left else {}
         for result in fresh.values():
             result.write(out)
         done[name] = {key: kept.get(key) or fresh[key] for key in dictionaries}

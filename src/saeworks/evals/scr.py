@@ -30,6 +30,7 @@ from saeworks.evals.removal.spurious_removal import (
 )
 from saeworks.evals.removal.spurious_texts import SpuriousSet
 from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of_model
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.results.envelope import Result
 from saeworks.world.documents import Document
 
@@ -65,17 +66,24 @@ def from_documents(sets: Mapping[str, Sequence[Document]], label: str, model: La
 
 
 def run(
-    dictionaries: Mapping[str, DictionaryLike], model: LanguageModel, data: Data, config: Config
+    dictionaries: Mapping[str, DictionaryLike],
+    model: LanguageModel,
+    data: Data,
+    config: Config,
+    pool: TextPool | None = None,
 ) -> dict[str, Result]:
     """Score every dictionary on every pair of classes of ``data``; returns name → result.
+
+    ``pool`` has texts that were pooled before, and takes those that are pooled now.
 
     Raises :class:`saeworks.evals.probes.problems.NothingToProbe` when no pair has enough texts of every combination of
     class and cue.
     """
+    pool = pool or TextPool()
     skipped: dict[str, str] = {}
     tables: dict[str, list[SetRemovals]] = {name: [] for name in dictionaries}
     for dataset, one in data.items():
-        measured = measure_set(dictionaries, model, one, dataset, config, skipped)
+        measured = measure_set(dictionaries, model, one, dataset, config, skipped, pool)
         if measured is None:
             continue
         for name in dictionaries:

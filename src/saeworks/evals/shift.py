@@ -43,6 +43,7 @@ from saeworks.evals.removal.spurious_removal import (
 )
 from saeworks.evals.removal.spurious_texts import Key, SpuriousSet
 from saeworks.evals.shared.batches import DictionaryLike, fingerprint_documents, fingerprint_of_model
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.evals.shared.token_rows import TokenRows, document_rows
 from saeworks.files import sha256_json
 from saeworks.results.envelope import Result
@@ -141,9 +142,15 @@ def data_hashes(data: Data, config: Config) -> dict[str, str]:
 
 
 def run(
-    dictionaries: Mapping[str, DictionaryLike], model: LanguageModel, data: Data, config: Config
+    dictionaries: Mapping[str, DictionaryLike],
+    model: LanguageModel,
+    data: Data,
+    config: Config,
+    pool: TextPool | None = None,
 ) -> dict[str, Result]:
     """Score every dictionary on every pair of classes; returns name → result.
+
+    ``pool`` has texts that were pooled before, and takes those that are pooled now.
 
     Raises:
         InputError: widths that do not fit, a judge that cannot be asked, texts that do not say what the world's judge
@@ -153,10 +160,11 @@ def run(
     """
     if config.judge == "world":
         _check_spans(data)
+    pool = pool or TextPool()
     skipped: dict[str, str] = {}
     measured: dict[str, MeasuredSet] = {}
     for dataset, one in data.sets.items():
-        found = measure_set(dictionaries, model, one, dataset, config, skipped)
+        found = measure_set(dictionaries, model, one, dataset, config, skipped, pool)
         if found is not None:
             measured[dataset] = found
     if not measured:

@@ -30,7 +30,7 @@ from saeworks.evals.shared.batches import (
 )
 from saeworks.evals.shared.bootstrap import interval
 from saeworks.evals.shared.described import result_of
-from saeworks.evals.shared.pooling import PooledTexts, pool_texts
+from saeworks.evals.shared.pooling import PooledTexts, TextPool
 from saeworks.evals.shared.similar_texts import SIMILARITY
 from saeworks.evals.shared.splits import Split, class_of, draw_splits, prepare
 from saeworks.files import sha256_json
@@ -134,8 +134,11 @@ def run(
     model: LanguageModel,
     datasets: Mapping[str, LabelledSet],
     config: Config,
+    pool: TextPool | None = None,
 ) -> dict[str, Result]:
     """Probe every dictionary on every label of ``datasets`` (name → labelled texts); returns name → result.
+
+    ``pool`` has texts that were pooled before, and takes those that are pooled now.
 
     Raises :class:`NothingToProbe` when no label can be probed.
     """
@@ -143,7 +146,8 @@ def run(
     skipped: dict[str, str] = {}
     hashes = {"model": fingerprint_of_model(model), **data_hashes(datasets, config)}
     tested = 0
-    compat = CompatProbing(dictionaries, model, config, skipped, tables)
+    pool = pool or TextPool()
+    compat = CompatProbing(dictionaries, model, config, skipped, tables, pool)
     for dataset, labelled in datasets.items():
         if config.mode == "compat":
             tested += compat.probe(dataset, labelled)
@@ -157,7 +161,7 @@ def run(
         drawn = _draw(dataset, texts.documents, splits, names, config, skipped)
         if not any(drawn):
             continue
-        pooled = pool_texts(
+        pooled = pool.pool(
             dictionaries,
             model,
             texts.documents,

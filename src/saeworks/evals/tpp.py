@@ -42,6 +42,7 @@ from saeworks.evals.shared.batches import (
 )
 from saeworks.evals.shared.bootstrap import document_weights, interval
 from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.evals.shared.similar_texts import SIMILARITY
 from saeworks.evals.shared.splits import Split, Texts, class_of, draw_splits, prepare
 from saeworks.evals.sparse_probing import LabelledSet
@@ -127,18 +128,26 @@ def from_documents(sets: Mapping[str, Sequence[Document]], label: str, model: La
 
 
 def run(
-    dictionaries: Mapping[str, DictionaryLike], model: LanguageModel, data: Data, config: Config
+    dictionaries: Mapping[str, DictionaryLike],
+    model: LanguageModel,
+    data: Data,
+    config: Config,
+    pool: TextPool | None = None,
 ) -> dict[str, Result]:
     """Score every dictionary on every label of ``data``; returns name → result.
 
+    ``pool`` has texts that were pooled before, and takes those that are pooled now.
+
     Raises :class:`saeworks.evals.probes.problems.NothingToProbe` when no label has three classes with enough texts.
     """
+    pool = pool or TextPool()
     skipped: dict[str, str] = {}
     tables: dict[str, list[Perturbations]] = {name: [] for name in dictionaries}
     for dataset, labelled in data.items():
         for label in labelled.labels or ():
-            for name, found in _measure_label(dictionaries, model, dataset, label, labelled, config, skipped).items():
-                tables[name].append(found)
+            found = _measure_label(dictionaries, model, dataset, label, labelled, config, skipped, pool)
+            for name, one in found.items():
+                tables[name].append(one)
     if not any(tables.values()):
         reasons = "; ".join(f"{what}: {why}" for what, why in skipped.items()) or "the data are empty"
         raise NothingToProbe(f"No label can be probed ({reasons}); give labelled texts of three classes or more.")
@@ -154,6 +163,7 @@ def _measure_label(
     labelled: LabelledSet,
     config: Config,
     skipped: dict[str, str],
+    pool: TextPool,
 ) -> dict[str, Perturbations]:
     """Dictionary → what its latents do; empty where the label cannot be probed, for a reason in ``skipped``."""
     name = f"{dataset}/{label}"
@@ -163,7 +173,7 @@ def _measure_label(
     try:
         splits = draw_splits(texts, config.seeds, SIMILARITY)
         _problems(texts.documents, label, splits, config, name, skipped)
-        pooled = pool_ablatable(dictionaries, model, texts.documents, config, f"pooling {dataset}")
+        pooled = pool_ablatable(dictionaries, model, texts.documents, config, f"pooling {dataset}", pool)
         pairs = zip(texts.documents, (pooled.tokens > 0).tolist(), strict=True)
         read = [d if there else replace(d, labels={}) for d, there in pairs]
         problems = _problems(read, label, splits, config, name, skipped)

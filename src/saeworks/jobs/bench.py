@@ -71,6 +71,8 @@ class Work:
     """
 
     def __init__(self, config: BenchConfig, root: Path, grid: Grid, published: Imported, quiet: bool = False) -> None:
+        from saeworks.evals.shared.pooling import TextPool
+
         self.config, self.root, self.grid, self.published = config, root, grid, published
         self.results = root / "results"
         self.entries, self.failures = grid.entries, grid.failures
@@ -83,6 +85,7 @@ class Work:
         kinds = {name: plan.kind for name, plan in plans.items()}
         self.board = Board(widths, self.evals, _say_nothing if quiet else None, kinds)
         self.data: dict[str, Data] = {}
+        self.pool = TextPool()
         with suppress(InputError):  # without an earlier call's times, nothing is said of the time left at first
             earlier: Any = read_json(root / "bench.json")
             self.board.recall(earlier.get("cells", ()) if isinstance(earlier, dict) else ())
@@ -210,7 +213,7 @@ class Work:
         start = time.monotonic()
         # What an earlier call measured is known already: nothing is looked up again.
         done = runner.run_evals(
-            [name], chosen, self.grid.model, self.data[name], self.results, self.configs, force=True
+            [name], chosen, self.grid.model, self.data[name], self.results, self.configs, force=True, pool=self.pool
         )
         self.board.measured(name, done[name], time.monotonic() - start)
 

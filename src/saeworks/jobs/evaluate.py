@@ -100,6 +100,7 @@ def run_evals(
     from saeworks.evals import runner
     from saeworks.evals.probes.problems import NothingToProbe
     from saeworks.evals.shared.batches import why_not_one_site
+    from saeworks.evals.shared.pooling import TextPool
 
     check_evals(names, config)
     skipped = {name: reason for name, d in dictionaries.items() if (reason := why_not_one_site(d))}
@@ -114,6 +115,7 @@ def run_evals(
     for sentence in notes:
         sys.stderr.write(sentence + "\n")
     made = _made(controls, names, skipped)
+    pool = TextPool()
     done: dict[str, dict[str, Result]] = {}
     for name in dict.fromkeys(names):
         measured = {**dictionaries, **{c: made[c] for c in made if controls and not controls.why_not(c, name)}}
@@ -126,7 +128,7 @@ def run_evals(
                     data = runner.Data(labelled=labelled_sets(config, configs[name]))
                 else:
                     data = runner.Data(own={name: own_data(name, config, model, configs[name])})
-                done |= runner.run_evals([name], measured, model, data, out, configs)
+                done |= runner.run_evals([name], measured, model, data, out, configs, pool=pool)
                 continue
         except NothingToProbe as e:
             if len(set(names)) == 1:

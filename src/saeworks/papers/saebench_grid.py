@@ -13,6 +13,7 @@ from typing import Any
 
 from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.evals.runner import Data, eval_module, run_evals
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.models.language_model import LanguageModel
 from saeworks.papers import world_grid
 from saeworks.results.envelope import Result
@@ -86,8 +87,9 @@ def measure(
     data = {name: _data(name, model, configs[name]) for name in names}
     for start in range(0, len(order), AT_ONCE):
         group = {name: dictionaries[name] for name in order[start : start + AT_ONCE]}
+        pool = TextPool()
         for eval_name in names:
-            done = run_evals([eval_name], group, model, data[eval_name], out / "results", configs)
+            done = run_evals([eval_name], group, model, data[eval_name], out / "results", configs, pool=pool)
             for name, result in done[eval_name].items():
                 found[name][eval_name] = result
     return found

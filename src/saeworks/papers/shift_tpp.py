@@ -20,6 +20,7 @@ from saeworks.evals.controls import pca, permuted_decoder, random_directions
 from saeworks.evals.oracle import oracle
 from saeworks.evals.runner import Data, run_evals
 from saeworks.evals.shared.batches import DictionaryLike
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.models.language_model import LanguageModel, load_language_model
 from saeworks.papers import world_grid
 from saeworks.papers.claims import Claim, Reproduction, Rule, Table
@@ -129,8 +130,9 @@ def measure(
     order = list(dictionaries)
     for start in range(0, len(order), at_once):
         group = {name: dictionaries[name] for name in order[start : start + at_once]}
+        pool = TextPool()
         for eval_name in configs:
-            done = run_evals([eval_name], group, model, data[eval_name], out / "results", configs)[eval_name]
+            done = run_evals([eval_name], group, model, data[eval_name], out / "results", configs, pool=pool)[eval_name]
             for name, result in done.items():
                 values[name].append(result)
     return {name: _scores(results) for name, results in values.items()}

@@ -25,7 +25,8 @@ from saeworks.evals.probes.label_scores import LabelScores
 from saeworks.evals.probes.problems import MAX_NUMERIC_VALUES, Label, Problem
 from saeworks.evals.probes.text_probes import Scores, joined
 from saeworks.evals.shared.batches import DictionaryLike, DocumentBatch
-from saeworks.evals.shared.pooling import PooledTexts, pool_texts
+from saeworks.evals.shared.pooling import PooledTexts, TextPool
+from saeworks.evals.shared.pooling_pass import TokenMask
 from saeworks.evals.shared.similar_texts import similar_groups
 from saeworks.evals.shared.splits import class_of
 from saeworks.runtime import generator
@@ -243,10 +244,13 @@ def problems_of(drawn: Sequence[ClassRows]) -> list[Problem]:
     return out
 
 
-def counted_tokens(tokenizer: object, batch: DocumentBatch, activations: Tensor) -> Tensor:
-    """[row, position] bool: tokens that are averaged. Neither padding, EOS nor BOS, and the sum over d is not 0."""
-    mask = special_free(batch.tokens, tokenizer).keep.to(activations.device)
+def _counted(model: LanguageModel, batch: DocumentBatch, activations: Tensor) -> Tensor:
+    mask = special_free(batch.tokens, model.tokenizer).keep.to(activations.device)
     return mask & (activations.sum(-1) != 0)
+
+
+#: The tokens that SAEBench averages: neither padding, EOS nor BOS, and the sum over d is not 0.
+COUNTED = TokenMask("saebench", _counted)
 
 
 class CompatProbing:
@@ -259,9 +263,10 @@ class CompatProbing:
         config: Config,
         skipped: dict[str, str],
         tables: dict[str, list[LabelScores]],
+        pool: TextPool,
     ) -> None:
         self.dictionaries, self.model, self.config = dictionaries, model, config
-        self.skipped, self.tables = skipped, tables
+        self.skipped, self.tables, self.pool = skipped, tables, pool
         self._randoms: dict[str, dict[int, torch.Generator]] = {}
 
     def probe(self, dataset: str, labelled: LabelledSet) -> int:
@@ -272,7 +277,7 @@ class CompatProbing:
         used = sorted({row for of_label in drawn.values() for rows in of_label for row in rows.all()})
         if not used:
             return 0
-        pooled = pool_texts(
+        pooled = self.pool.pool(
             self.dictionaries,
             self.model,
             [documents[row] for row in used],
@@ -280,7 +285,7 @@ class CompatProbing:
             self.config.batch_size,
             self.config.site,
             f"pooling {dataset}",
-            partial(counted_tokens, self.model.tokenizer),
+            COUNTED,
         )
         places = {row: i for i, row in enumerate(used) if pooled.tokens[i]}
         if unread := len(used) - len(places):

@@ -13,10 +13,13 @@ from torch import Tensor
 from saeworks.dictionaries.codes import Codes
 from saeworks.dictionaries.config import InputOp
 from saeworks.dictionaries.input_ops import apply_input_op
-from saeworks.evals.compat.sparse_probing_compat import counted_tokens
+from saeworks.evals.compat.sparse_probing_compat import COUNTED
 from saeworks.evals.probes.linear_probes import ProbeSettings
-from saeworks.evals.shared.batches import DictionaryLike, to_dictionary
-from saeworks.evals.shared.pooling import pool_texts
+from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of, to_dictionary
+from saeworks.evals.shared.pooled_rows import Tables
+from saeworks.evals.shared.pooling import TextPool
+from saeworks.evals.shared.pooling_pass import KEPT
+from saeworks.files import sha256_json
 from saeworks.world.documents import Document
 
 if TYPE_CHECKING:
@@ -48,15 +51,16 @@ def pool_ablatable(
     documents: Sequence[Document],
     settings: ProbeSettings,
     description: str,
+    pool: TextPool,
 ) -> AblatableTexts:
-    """Pool ``documents`` once for all dictionaries.
+    """Pool ``documents`` once for all dictionaries; those that ``pool`` has are not read again.
 
     ``compat`` averages the tokens that SAEBench does, and lets masked positions into the ablation. Raises
     ``InputError`` for dictionaries that do not fit the model and for activations that are not finite.
     """
     inner = in_units_of_activations(dictionaries)
     compat = settings.mode == "compat"
-    pooled = pool_texts(
+    pooled = pool.pool(
         inner,
         model,
         documents,
@@ -64,16 +68,15 @@ def pool_ablatable(
         settings.batch_size,
         settings.site,
         description,
-        partial(counted_tokens, model.tokenizer) if compat else None,
+        COUNTED if compat else KEPT,
     )
     positions = min(settings.context_length, getattr(model, "max_context", None) or settings.context_length)
-    ablatable = {
-        name: with_masked_positions(latents, pooled.tokens, latents_at_zero(inner[name]), positions)
-        if compat
-        else latents
-        for name, latents in pooled.latents.items()
-    }
     directions = {name: d.W_dec.detach().float().cpu() for name, d in inner.items()}
+
+    def distorted(name: str) -> Tensor:
+        return with_masked_positions(pooled.latents[name], pooled.tokens, latents_at_zero(inner[name]), positions)
+
+    ablatable = Tables({name: partial(distorted, name) for name in inner}) if compat else pooled.latents
     return AblatableTexts(pooled.tokens, pooled.sites, pooled.activations, pooled.latents, ablatable, directions)
 
 
@@ -104,6 +107,9 @@ class InUnitsOfActivations:
         self.cfg, self.b_enc, self.b_dec = dictionary.cfg, dictionary.b_enc, dictionary.b_dec
         self.W_enc, self.W_dec = dictionary.W_enc, dictionary.W_dec
         self._op: InputOp = dictionary.cfg.input_op
+        if hasattr(dictionary, "fingerprint"):
+            # Without one, it is known by its identity alone, and so is this.
+            self.fingerprint = partial(sha256_json, ["in units of activations", fingerprint_of(dictionary)])
 
     def encode(self, x: Tensor) -> Tensor:
         """[token, d] → [token, latent]."""

@@ -20,6 +20,7 @@ from saeworks.evals.removal.removal_scores import Judged, Removal, SetRemovals, 
 from saeworks.evals.removal.spurious_texts import KEYS, Case, Key, SpuriousSet, draw_cases
 from saeworks.evals.shared.batches import DictionaryLike
 from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.results.envelope import Result
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def measure_set(
     dataset: str,
     config: ProbeSettings,
     skipped: dict[str, str],
+    pool: TextPool,
 ) -> MeasuredSet | None:
     """Pool the texts of a set once for all dictionaries and train its probes; None when no pair can be used."""
     texts = one.texts()
@@ -80,7 +82,7 @@ def measure_set(
     if not documents or not draw_cases(one, texts, readable, config, reasons)[0]:
         skipped |= {f"{dataset} {pair}": why for pair, why in reasons.items()} or {dataset: "it holds no texts"}
         return None
-    pooled = pool_ablatable(dictionaries, model, documents, config, f"pooling {dataset}")
+    pooled = pool_ablatable(dictionaries, model, documents, config, f"pooling {dataset}", pool)
     reasons.clear()
     cases, splits = draw_cases(one, texts, pooled.tokens > 0, config, reasons)
     skipped |= {f"{dataset} {pair}": why for pair, why in reasons.items()}
