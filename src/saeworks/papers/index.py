@@ -39,6 +39,12 @@ PAPERS: dict[str, Paper] = {
             "arXiv 2503.17547",
             "the toy tree, and Matryoshka against BatchTopK on the world's taxonomy",
         ),
+        Paper(
+            "cot",
+            "Chain-of-Thought Reasoning In The Wild Is Not Always Faithful",
+            "arXiv 2503.08679",
+            "the rule for unfaithful pairs on published answers and on simulated models of known bias",
+        ),
     )
 }
 
