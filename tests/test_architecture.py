@@ -17,8 +17,11 @@ CHAIN = ["world", "models", "activations", "dictionaries", "training", "evals", 
 ALLOWED: dict[str, set[str]] = {room: set(CHAIN[:i]) for i, room in enumerate(CHAIN)}
 ALLOWED["results"] = set()
 ALLOWED["papers"] = set(CHAIN[: CHAIN.index("jobs")])
-for room in ("training", "evals", "papers", "jobs"):
+ALLOWED["faithfulness"] = {"world", "models"}
+for room in ("training", "evals", "faithfulness", "papers", "jobs"):
     ALLOWED[room].add("results")
+for room in ("papers", "jobs"):
+    ALLOWED[room].add("faithfulness")
 # The command line parses, calls a job or a reproduction and prints; it reaches no further.
 ALLOWED["cli"] = {"jobs", "papers"}
 
@@ -79,6 +82,8 @@ def test_only_the_arrows_of_the_design_exist() -> None:
         ("papers/x.py", "from saeworks.jobs.train import train"),
         ("evals/x.py", "from saeworks.papers.claims import Claim"),
         ("cli/x.py", "import saeworks.models.language_model"),
+        ("faithfulness/x.py", "from saeworks.evals.core import run"),
+        ("evals/x.py", "from saeworks.faithfulness.records import Question"),
         ("files.py", "from saeworks.world import documents"),
     ],
 )

@@ -19,6 +19,7 @@ from saeworks.cli.bench import bench
 from saeworks.cli.cache import cache
 from saeworks.cli.compare import compare
 from saeworks.cli.convert import convert
+from saeworks.cli.cot import cot
 from saeworks.cli.doctor import doctor
 from saeworks.cli.eval import evaluate
 from saeworks.cli.output import print_json, quiet_stdout
@@ -51,6 +52,7 @@ for command in (bench, compare):
     app.command(command)
 for command in (convert, verify, push, pull):
     app.command(command)
+app.command(cot)
 app.command(papers)
 app.command(recipes)
 app.command(slurm)
@@ -134,7 +136,7 @@ def _interrupted(arguments: list[str]) -> str:
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(arguments)}"
     if launched() is not None:
         return "Interrupted; what was saved is kept. Continue with the same torchrun command and --resume."
-    if arguments and arguments[0] in ("run", "train", "cache", "bench"):
+    if arguments and (arguments[0] in ("run", "train", "cache", "bench") or arguments[:2] == ["cot", "run"]):
         rest = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(rest)}"
     return "Interrupted; no partial result was written."

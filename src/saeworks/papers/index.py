@@ -51,6 +51,12 @@ PAPERS: dict[str, Paper] = {
             "arXiv 2411.18895",
             "SCR, SHIFT with a judge, and TPP: architectures, training, controls",
         ),
+        Paper(
+            "cot",
+            "Chain-of-Thought Reasoning In The Wild Is Not Always Faithful",
+            "arXiv 2503.08679",
+            "the rule for unfaithful pairs on published answers and on simulated models of known bias",
+        ),
     )
 }
 

@@ -1,0 +1,81 @@
+"""The journal of a run: every call to a model that came to an end, one JSON line each, so that none is made twice.
+
+A run that is started again makes the same calls under the same keys. What the journal has is taken from it; calls that
+failed for a reason that may pass (rate limits, time-outs, errors of the server) are made again. The file is appended
+to and synced after every line: a kill at any moment loses the calls that were on their way and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from saeworks.errors import InputError
+from saeworks.faithfulness.tasks.budget import Spending
+from saeworks.files import disk_errors, sha256_json
+
+#: How a call may end that is worth making again.
+PASSING = frozenset({"rate_limited", "timeout", "error"})
+
+
+def call_key(role: str, model: str, texts: list[str], config: dict[str, Any], sample: str, epoch: int) -> str:
+    """What makes two calls the same one: who is asked what, with which settings, for which draw of which sample."""
+    asked = {"role": role, "model": model, "texts": texts, "config": config, "sample": sample, "epoch": epoch}
+    return sha256_json(asked)[:32]
+
+
+class Journal:
+    """The calls of a run by key.
+
+    Args:
+        path: file to read and append to; None keeps the journal in memory, for tests and single use.
+
+    Raises:
+        InputError: the file is damaged elsewhere than in its last line, which a kill may have cut.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._calls: dict[str, dict[str, Any]] = {}
+        self.spent = Spending()
+        if path is not None and path.exists():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            # Cut, so that the next line does not grow onto half of one.
+            with open(path, "r+b") as file:
+                file.truncate(whole)
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                entry = cast("dict[str, Any]", json.loads(line))
+                self._calls[entry["key"]] = entry
+                self.spent += Spending(int(entry["tokens"]), float(entry["cost"]))
+            except (ValueError, KeyError, TypeError) as e:
+                raise InputError(
+                    f"Line {number} of '{path}' is damaged ({e}); remove that line to make its call again."
+                ) from e
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The entry of a call that need not be made again."""
+        entry = self._calls.get(key)
+        return None if entry is None or entry["outcome"] in PASSING else entry
+
+    def add(self, key: str, entry: dict[str, Any]) -> None:
+        """Record a call that has ended: ``outcome``, ``tokens``, ``cost`` and whatever else is worth keeping."""
+        line = {"key": key, **entry}
+        self._calls[key] = line
+        self.spent += Spending(int(entry["tokens"]), float(entry["cost"]))
+        if self._path is None:
+            return
+        data = json.dumps(line, ensure_ascii=True) + "\n"
+        with disk_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "ab") as file:
+                file.write(data.encode("ascii"))
+                file.flush()
+                os.fsync(file.fileno())
