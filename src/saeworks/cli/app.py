@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from saeworks.cli.bench import bench
 from saeworks.cli.cache import cache
 from saeworks.cli.convert import convert
+from saeworks.cli.diff import diff
 from saeworks.cli.doctor import doctor
 from saeworks.cli.eval import evaluate
 from saeworks.cli.output import print_json, quiet_stdout
@@ -45,6 +46,7 @@ app = App(
 for command, name in ((run, "run"), (train, "train"), (evaluate, "eval"), (cache, "cache"), (doctor, "doctor")):
     app.command(command, name=name)
 app.command(bench)
+app.command(diff)
 for command in (convert, verify, push, pull):
     app.command(command)
 app.command(papers)
@@ -130,7 +132,7 @@ def _interrupted(arguments: list[str]) -> str:
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(arguments)}"
     if launched() is not None:
         return "Interrupted; what was saved is kept. Continue with the same torchrun command and --resume."
-    if arguments and arguments[0] in ("run", "train", "cache", "bench"):
+    if arguments and arguments[0] in ("run", "train", "cache", "bench", "diff"):
         rest = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(rest)}"
     return "Interrupted; no partial result was written."
