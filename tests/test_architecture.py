@@ -16,12 +16,14 @@ SHARED = {"errors", "files", "runtime", "progress", "version"}
 CHAIN = ["world", "models", "activations", "dictionaries", "training", "evals", "jobs", "cli"]
 ALLOWED: dict[str, set[str]] = {room: set(CHAIN[:i]) for i, room in enumerate(CHAIN)}
 ALLOWED["results"] = set()
+# Diffing measures pairs of models beside the evals, and knows nothing of those.
+ALLOWED["diffing"] = set(CHAIN[: CHAIN.index("evals")])
 ALLOWED["papers"] = set(CHAIN[: CHAIN.index("jobs")])
 ALLOWED["faithfulness"] = {"world", "models"}
-for room in ("training", "evals", "faithfulness", "papers", "jobs"):
+for room in ("training", "evals", "diffing", "faithfulness", "papers", "jobs"):
     ALLOWED[room].add("results")
 for room in ("papers", "jobs"):
-    ALLOWED[room].add("faithfulness")
+    ALLOWED[room] |= {"diffing", "faithfulness"}
 # The command line parses, calls a job or a reproduction and prints; it reaches no further.
 ALLOWED["cli"] = {"jobs", "papers"}
 
@@ -81,6 +83,8 @@ def test_only_the_arrows_of_the_design_exist() -> None:
         ("jobs/x.py", "from ..cli import app"),
         ("papers/x.py", "from saeworks.jobs.train import train"),
         ("evals/x.py", "from saeworks.papers.claims import Claim"),
+        ("evals/x.py", "from saeworks.diffing.pairs import PairedBatch"),
+        ("diffing/x.py", "from saeworks.evals.core import run"),
         ("cli/x.py", "import saeworks.models.language_model"),
         ("faithfulness/x.py", "from saeworks.evals.core import run"),
         ("evals/x.py", "from saeworks.faithfulness.records import Question"),

@@ -21,9 +21,9 @@ from saeworks.evals.entities.ravel_prompts import (
 )
 from saeworks.evals.entities.ravel_results import Asked, AttributeScores, make_result, over_entities
 from saeworks.evals.ravel import Config, draw_parts, entity_positions, tokenize_answered
-from saeworks.evals.shared.upper_layers import UpperLayers
 from saeworks.models.language_model import LanguageModel
 from saeworks.models.tokens import TokenBatch
+from saeworks.models.upper_layers import UpperLayers
 
 COLOURS, CARGOS = ["red", "blue"], ["tea", "salt"]
 SHIPS = EntitySet(

@@ -29,6 +29,10 @@ VARIANTS = {
     "nested_frequency": recipe("matryoshka_relu", penalties=(L1(norms="sum"), Frequency(cap=0.02, coefficient=0.5))),
     "pulled": recipe("jumprelu", penalties=(TargetL0(), PreAct(coefficient=0.2), Tanh(coefficient=0.3))),
     "norm_of_error": recipe("crosscoder-chat"),
+    "joint_scores": recipe("diffing-batch_topk_concatenated", selection="topk"),
+    "joint_penalty": recipe("diffing-l1_concatenated"),
+    "difference": recipe("diffing-difference", selection="topk"),
+    "tanh_of_two": recipe("diffing-jumprelu", jump=Jump(bandwidth=0.3, everywhere=True)),
     "sparse_aux": recipe("batch_topk", aux_k=replace(RECIPES["topk"].aux_k, k=2)),
 }
 CASES = {**RECIPES, **VARIANTS}

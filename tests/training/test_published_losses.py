@@ -13,6 +13,7 @@ from torch.nn.functional import relu
 from saeworks.training import dense, sparse
 from saeworks.training.catalogue import preset_recipes
 from saeworks.training.member import Member
+from saeworks.training.presets import PRESETS
 from saeworks.training.recipes import RECIPES, recipe
 
 N, D, K = 32, 12, 4
@@ -169,6 +170,8 @@ CASES = {
 }
 # Recipes with jumps have gradients of their own, and sampled prefixes none that are fixed: further down.
 APART = {"jumprelu", "crosscoder_jumprelu", "saebench-jumprelu", "gemma-scope", "anthropic-jan25"}
+# Those of the preset for diffing are written out in test_crosscoders.py.
+APART |= {chosen.name for chosen in PRESETS["diffing"].recipes}
 APART |= {"matryoshka_relu_sampled", "matryoshka_batch_topk_sampled", "saebench-topk"}
 
 

@@ -72,6 +72,12 @@ class Layout:
             return (self.d_in,)
         return self.source_widths or (self.d_in // len(self.sources),) * len(self.sources)
 
+    def shaped(self, batch: ActivationBatch) -> ActivationBatch:
+        """The batch with rows ``[token, d_in]`` as ``[token, source, d]``, where the sources are equally wide."""
+        if self.sources is not None and self.source_widths is None:
+            batch.activations = batch.activations.unflatten(1, (len(self.sources), -1))
+        return batch
+
 
 def layout_of(stream: Any) -> Layout:
     """The ``layout`` of a stream; one without the attribute has rows of ``width`` floats and nothing else."""

@@ -66,6 +66,7 @@ class ContextBatch:
         starts: ``[row]`` int64, index in the document of the row's first own token.
         prefix: special tokens in front of each row; position ``prefix + i`` holds the document's token ``start + i``.
         after: the place of the reader once this batch was taken.
+        windows: the rows as they were cut.
     """
 
     tokens: TokenBatch
@@ -73,6 +74,7 @@ class ContextBatch:
     starts: Tensor
     prefix: int
     after: Cursor
+    windows: tuple[Window, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ class ContextReader:
                     texts.append(found.text)
                     if len(texts) == self._batch_rows:
                         break
-                windows += self._tokenize(texts, at)
+                windows += self.windows(texts, at)
                 at += len(texts)
                 if len(texts) < self._batch_rows:
                     at = 0
@@ -226,7 +228,8 @@ class ContextReader:
 
         return read
 
-    def _tokenize(self, texts: list[str], first: int) -> list[Window]:
+    def windows(self, texts: list[str], first: int) -> list[Window]:
+        """The windows of documents ``first``, ``first + 1``, …; what a reader of another kind of text replaces."""
         if not texts:
             return []
         encoded = self._model.tokenizer(
@@ -254,4 +257,5 @@ class ContextReader:
             starts=torch.tensor([window.start for window in windows], dtype=torch.int64),
             prefix=len(self._frame.before),
             after=after,
+            windows=tuple(windows),
         )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from saeworks.activations.batches import ActivationBatch, concatenate
+from saeworks.activations.batches import ActivationBatch, Layout, concatenate
 from saeworks.activations.store_layout import MANIFEST, PARTS, SCHEMA_VERSION, STATISTICS, UNFINISHED, read_header
 from saeworks.activations.store_writing import write_store
 from saeworks.errors import InputError
@@ -37,6 +37,7 @@ class ActivationStore:
         directory, manifest: where it lies and what it says of itself.
         width: floats per row.
         site: canonical site name.
+        layout: what a row consists of. Rows of several sources are handed out as ``[row, width]`` by the store itself.
         dtype: how rows are stored; they are handed out as float32.
 
     Raises:
@@ -48,6 +49,8 @@ class ActivationStore:
         self.manifest: dict[str, Any] = _read_manifest(self.directory)
         self.width = int(self.manifest["width"])
         self.site = str(self.manifest["site"])
+        sources, widths = self.manifest.get("sources"), self.manifest.get("source_widths")
+        self.layout = Layout(self.width, sources and tuple(sources), widths and tuple(widths))
         self.dtype: torch.dtype = getattr(torch, self.manifest["dtype"])
         self._rows_per_shard = int(self.manifest["shard_rows"])
         self._shards: list[dict[str, Any]] = list(self.manifest["shards"])

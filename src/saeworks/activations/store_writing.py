@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from saeworks.activations.batches import ActivationBatch
+from saeworks.activations.buffered import Harvesting
 from saeworks.activations.harvest import Harvestable, Harvester
 from saeworks.activations.store_layout import MANIFEST, SCHEMA_VERSION, STATISTICS, UNFINISHED, shard_name
 from saeworks.activations.texts import TextSource
@@ -84,11 +85,26 @@ def write_store(
         "harvest_batch_size": harvest_batch_size,
         "seed": seed,
     }
-    where = Path(directory)
-    writer = _Writer(where, harvester, config, resolve_dtype(dtype))
+    return write_rows(harvester, source.name, config, directory, resume)
+
+
+class Storable(Harvesting, Protocol):
+    """Rows in one vector per token, whose state holds ``statistics``."""
+
+
+def write_rows(rows: Storable, name: str, config: dict[str, Any], directory: str | Path, resume: bool = False) -> Path:
+    """Store one pass of whatever harvests rows ``[token, width]``; see :func:`write_store`.
+
+    Args:
+        rows: where they come from. name: of the texts, for messages.
+        config: what decides the rows, with ``model``, ``model_fingerprint``, ``site``, ``requested_tokens``, ``dtype``,
+            ``shard_rows``, ``window_shards`` and ``seed``.
+    """
+    where, tokens = Path(directory), int(config["requested_tokens"])
+    writer = _Writer(where, rows, name, config, resolve_dtype(str(config["dtype"])))
     if _prepare(where, config, resume):
         return where
-    _check_space(where, tokens, harvester.width, writer.dtype)
+    _check_space(where, tokens, rows.width, writer.dtype)
     writer.resume_or_start()
     writer.run(tokens)
     return where
@@ -130,7 +146,8 @@ class Moments:
 @dataclass
 class _Writer:
     directory: Path
-    harvester: Harvester
+    harvester: Storable
+    name: str
     config: dict[str, Any]
     dtype: torch.dtype
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -176,11 +193,10 @@ class _Writer:
                 # The next window starts inside the batch that was split, or with the batch that comes next.
                 self._note_place(rest[1] if rest else self.harvester.state_dict(), self.skip)
         if self.moments.count == 0:
-            raise InputError(f"The text '{self.harvester.source.name}' gave no usable token; nothing was stored.")
+            raise InputError(f"The text '{self.name}' gave no usable token; nothing was stored.")
         if self.moments.count < tokens:
             warnings.warn(
-                f"The text '{self.harvester.source.name}' ended after {self.moments.count} of {tokens} tokens; "
-                f"the store holds these.",
+                f"The text '{self.name}' ended after {self.moments.count} of {tokens} tokens; the store holds these.",
                 stacklevel=3,
             )
         self._finish()
@@ -266,6 +282,8 @@ class _Writer:
             "kind": "activation_store",
             **{name: self.config[name] for name in ("model", "model_fingerprint", "site", "dtype", "shard_rows")},
             "width": self.harvester.width,
+            "sources": self.harvester.layout.sources,
+            "source_widths": self.harvester.layout.source_widths,
             "count": count,
             "mean_norm": moments.norm / count,
             "mean_square_norm": moments.square / count,
@@ -297,7 +315,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return sha256_bytes(backend.to_str().encode()) if backend is not None else sha256_json(tokenizer.get_vocab())
 
 
-def _remember(harvester: Harvester) -> Iterator[tuple[ActivationBatch, dict[str, Any]]]:
+def _remember(harvester: Storable) -> Iterator[tuple[ActivationBatch, dict[str, Any]]]:
     """Batches of one pass, each with the state from which it can be harvested again."""
     before = harvester.state_dict()
     for batch in harvester.batches(epochs=1):

@@ -7,7 +7,7 @@ whose directions are known. Whoever trains on a stream need not know which one i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,17 +16,15 @@ import torch
 from torch import Tensor
 
 from saeworks.activations.batches import ActivationBatch, Layout, concatenate
-from saeworks.activations.buffer import ShuffleBuffer
+from saeworks.activations.buffered import BufferedStream, StreamState, check_state
 from saeworks.activations.harvest import Harvestable, Harvester
 from saeworks.activations.store import ActivationStore
 from saeworks.activations.texts import TextSource
 from saeworks.errors import InputError
 from saeworks.files import sha256_bytes, sha256_json
-from saeworks.runtime import generator, resolve_dtype
+from saeworks.runtime import generator
 
 __all__ = ["ActivationBatch", "LiveStream", "StoredStream", "Stream", "StreamState", "SyntheticStream"]
-
-StreamState = dict[str, Any]  # tensors, numbers and strings, nested
 
 
 @runtime_checkable
@@ -65,7 +63,7 @@ class Stream(Protocol):
         ...
 
 
-class LiveStream:
+class LiveStream(BufferedStream):
     """Activations of a language model at one site or several, harvested as needed and mixed in a shuffle buffer.
 
     The source is read again and again; ``statistics["epochs"]`` counts complete passes, and every pass mixes anew.
@@ -108,21 +106,11 @@ class LiveStream:
         prefetch: bool = True,
         target: str | Sequence[str] | None = None,
     ) -> None:
-        self._harvester = Harvester(
+        harvester = Harvester(
             model, source, site, context_length, harvest_batch_size, seed, max_norm_ratio, prefetch, target
         )
-        self.layout = self._harvester.layout
-        self.site: str | None = self._harvester.site
-        self.width = self._harvester.width
-        self.device = model.device
-        self._buffer = ShuffleBuffer(
-            buffer_tokens,
-            (self.width + (self.layout.d_out or 0),),
-            generator(seed, "shuffle"),
-            dtype=resolve_dtype(buffer_dtype),
-            mix=mix,
-            device=model.device if buffer_device is None else buffer_device,
-        )
+        super().__init__(harvester, model.device, buffer_tokens, seed, buffer_dtype, buffer_device, mix)
+        self._harvester: Harvester = harvester
         self._asked = {
             "site": self.site,
             "context_length": context_length,
@@ -133,10 +121,8 @@ class LiveStream:
             "buffer_dtype": buffer_dtype,
             "mix": mix,
         }
-        if self._harvester.targets:
-            self._asked["target"] = "+".join(self._harvester.targets)
-        self._pending: ActivationBatch | None = None
-        self._rows: Iterator[ActivationBatch] | None = None
+        if harvester.targets:
+            self._asked["target"] = "+".join(harvester.targets)
         self._fingerprint: str | None = None
 
     @property
@@ -150,76 +136,6 @@ class LiveStream:
             model, source = self._harvester.model.fingerprint(), self._harvester.source.fingerprint()
             self._fingerprint = sha256_json(["live", model, source, self._asked])
         return self._fingerprint
-
-    def next_batch(self, count: int) -> ActivationBatch:
-        """The next ``count`` rows, float32, on the model's device."""
-        self._buffer.check_batch(count)
-        if self._buffer.wants_rows(count):
-            self._refill()
-        return self._unpacked(self._buffer.pop(count).to(self.device))
-
-    def _packed(self, batch: ActivationBatch) -> ActivationBatch:
-        """Input and target side by side in one vector per token, as the buffer holds them."""
-        if batch.targets is None and batch.activations.dim() == 2:
-            return batch
-        flat = batch.activations.flatten(1)
-        rows = flat if batch.targets is None else torch.cat([flat, batch.targets.to(flat.dtype)], dim=1)
-        return ActivationBatch(rows, batch.token_ids, batch.document_ids, batch.positions)
-
-    def _unpacked(self, batch: ActivationBatch) -> ActivationBatch:
-        """The inverse of :meth:`_packed`."""
-        if self.layout.d_out is not None:
-            batch.activations, batch.targets = batch.activations.split([self.width, self.layout.d_out], dim=1)
-        if self.layout.sources is not None and self.layout.source_widths is None:
-            batch.activations = batch.activations.unflatten(1, (len(self.layout.sources), -1))
-        return batch
-
-    def _refill(self) -> None:
-        if self._rows is None:
-            self._rows = self._harvester.batches()
-        while self._buffer.free:
-            if self._pending is None:
-                self._pending = self._packed(next(self._rows))
-            taken = self._buffer.push(self._pending)
-            left = len(self._pending) - taken
-            # The rest of a harvest batch waits for the next refill, so that no row is lost.
-            self._pending = self._pending[slice(taken, None)] if left else None
-        self._buffer.shuffle()
-
-    def state_dict(self, contents: bool = True) -> StreamState:
-        """Place, counts and buffer.
-
-        Args:
-            contents: with False the state is a few kilobytes: the buffer refills from the saved place on, and the rows
-                that were waiting in it (at most ``buffer_tokens`` plus one harvest batch) do not come again.
-        """
-        state: StreamState = {
-            "kind": "live",
-            "fingerprint": self.fingerprint(),
-            "harvester": self._harvester.state_dict(),
-            "buffer": self._buffer.state_dict(contents),
-        }
-        if contents and self._pending is not None:
-            pending = self._pending
-            state["pending"] = {
-                "activations": pending.activations.cpu().clone(),
-                "token_ids": pending.token_ids.clone(),
-                "document_ids": pending.document_ids.clone(),
-                "positions": pending.positions.clone(),
-            }
-        return state
-
-    def load_state_dict(self, state: StreamState) -> None:
-        """Continue from :meth:`state_dict` with the same bits."""
-        _check_state(state, "live", self.fingerprint())
-        self._harvester.load_state_dict(state["harvester"])
-        self._buffer.load_state_dict(state["buffer"])
-        self._rows = None
-        self._pending = None
-        if "pending" in state:
-            pending = ActivationBatch(**{name: tensor.clone() for name, tensor in state["pending"].items()})
-            pending.activations = pending.activations.to(self.device)
-            self._pending = pending
 
 
 class StoredStream:
@@ -242,6 +158,7 @@ class StoredStream:
             raise InputError(f"block_rows is {block_rows}; it must be at least 1.")
         self.store = ActivationStore(directory)
         self.width = self.store.width
+        self.layout = self.store.layout
         self.site: str | None = self.store.site
         self.device = torch.device(device)
         self._seed, self._block = seed, block_rows
@@ -276,7 +193,7 @@ class StoredStream:
             parts.append(self.store.rows(start + inside, start + inside + take))
             self._taken += take
             count -= take
-        return concatenate(parts).to(self.device)
+        return self.layout.shaped(concatenate(parts)).to(self.device)
 
     def skip(self, count: int) -> None:
         """Leave out the next ``count`` rows without reading them."""
@@ -310,7 +227,7 @@ class StoredStream:
 
     def load_state_dict(self, state: StreamState) -> None:
         """Continue from :meth:`state_dict` with the same bits."""
-        _check_state(state, "stored", self.fingerprint())
+        check_state(state, "stored", self.fingerprint())
         self._epoch, self._taken = int(state["epoch"]), int(state["taken"])
         self._plan()
 
@@ -399,7 +316,7 @@ class SyntheticStream:
 
     def load_state_dict(self, state: StreamState) -> None:
         """Continue from :meth:`state_dict` with the same bits."""
-        _check_state(state, "synthetic", self.fingerprint())
+        check_state(state, "synthetic", self.fingerprint())
         self._generator.set_state(state["generator"])
         self._drawn = int(state["drawn"])
 
@@ -407,15 +324,3 @@ class SyntheticStream:
 def _settings(value: object) -> dict[str, Any]:
     names: tuple[str, ...] = tuple(getattr(value, "__dataclass_fields__", ()))
     return {name: getattr(value, name) for name in names}
-
-
-def _check_state(state: StreamState, kind: str, fingerprint: str) -> None:
-    if state.get("kind") != kind:
-        raise InputError(
-            f"The saved state is of a {state.get('kind')} stream, this one is {kind}; resume with the same."
-        )
-    if state.get("fingerprint") != fingerprint:
-        raise InputError(
-            "The saved state belongs to a stream with another model, text or setting; resume with the same command, "
-            "or start anew in another directory."
-        )

@@ -20,6 +20,7 @@ from saeworks.cli.cache import cache
 from saeworks.cli.compare import compare
 from saeworks.cli.convert import convert
 from saeworks.cli.cot import cot
+from saeworks.cli.diff import diff
 from saeworks.cli.doctor import doctor
 from saeworks.cli.eval import evaluate
 from saeworks.cli.output import print_json, quiet_stdout
@@ -48,7 +49,7 @@ app = App(
 for command, name in ((run, "run"), (train, "train"), (cache, "cache"), (doctor, "doctor")):
     app.command(command, name=name)
 app.command(evaluate, name="eval", help=eval_help())
-for command in (bench, compare):
+for command in (bench, compare, diff):
     app.command(command)
 for command in (convert, verify, push, pull):
     app.command(command)
@@ -136,7 +137,8 @@ def _interrupted(arguments: list[str]) -> str:
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(arguments)}"
     if launched() is not None:
         return "Interrupted; what was saved is kept. Continue with the same torchrun command and --resume."
-    if arguments and (arguments[0] in ("run", "train", "cache", "bench") or arguments[:2] == ["cot", "run"]):
+    resumable = ("run", "train", "cache", "bench", "diff")
+    if arguments and (arguments[0] in resumable or arguments[:2] == ["cot", "run"]):
         rest = arguments if "--resume" in arguments else [*arguments, "--resume"]
         return f"Interrupted; what was saved is kept. Continue with: saeworks {shlex.join(rest)}"
     return "Interrupted; no partial result was written."

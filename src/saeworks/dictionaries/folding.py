@@ -88,6 +88,35 @@ def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
     )
 
 
+def rescale_latents(dictionary: Dictionary, factors: Tensor) -> Dictionary:
+    """The same function with latents ``factors · f``: the decoder rows of all sources are divided by the same number.
+
+    No other rescaling keeps what the norms of a crosscoder's sources say of each other.
+
+    Args:
+        dictionary: of any kind but ``topk`` and ``groupmax`` that select by the latents themselves.
+        factors: ``[d_sae]``, all positive.
+
+    Raises:
+        InputError: factors that are not positive or of another number, or a selection whose winners would change.
+    """
+    d = dictionary
+    if factors.shape != (d.cfg.d_sae,) or not bool((factors > 0).all()) or not bool(factors.isfinite().all()):
+        raise InputError(f"A positive factor for each of the {d.cfg.d_sae} latents is needed to rescale them.")
+    if d.cfg.architecture in ("topk", "groupmax") and not d.cfg.norm_weighted:
+        raise InputError(
+            f"Rescaling the latents of a '{d.cfg.architecture}' dictionary changes which of them win; it has to select "
+            "by norm_weighted scores."
+        )
+    c = factors.to(d.b_enc)
+    return d.replace(
+        W_enc=d.W_enc * c,
+        b_enc=d.b_enc * c,
+        W_dec=d.W_dec / c[:, None],
+        threshold=None if d.threshold is None else d.threshold * c,
+    )
+
+
 def fold_pre_bias(dictionary: Dictionary) -> Dictionary:
     """Move the subtraction of ``b_dec`` into ``b_enc`` (``apply_b_dec_to_input`` becomes false)."""
     d = dictionary

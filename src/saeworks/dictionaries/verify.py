@@ -23,7 +23,7 @@ def measure(
 
     ``y`` are the ``targets [token, d_out]`` of a transcoder, and otherwise the activations themselves. Sums run in
     float64 on the CPU, because Apple GPUs have none. The explained variance of activations that are all
-    the same is NaN.
+    the same is NaN. A crosscoder also has ``explained_variance/SOURCE`` for each of its sources.
     """
     tokens = activations.shape[0]
     if tokens == 0:
@@ -36,23 +36,30 @@ def measure(
         )
     activations = dictionary.flat(activations)
     wanted = activations if targets is None else targets
-    y_sum = torch.zeros(wanted.shape[1], dtype=torch.float64)
-    square = residual = active = 0.0
+    y_sum, squares, residuals = (torch.zeros(wanted.shape[1], dtype=torch.float64) for _ in range(3))
+    active = 0.0
     for start in range(0, tokens, batch):
         x = activations[start : start + batch].to(dictionary.device)
         codes = dictionary.encode_sparse(x)
         y = wanted[start : start + batch]
-        residual += float((y.to(x) - dictionary.decode(codes, x)).to("cpu", torch.float64).square().sum())
+        residuals += (y.to(x) - dictionary.decode(codes, x)).to("cpu", torch.float64).square().sum(0)
         active += float(codes.counts().sum())
         exact = y.to("cpu", torch.float64)
         y_sum += exact.sum(0)
-        square += float(exact.square().sum())
-    variance = square - float(y_sum.square().sum()) / tokens
-    return {
-        "l0": active / tokens,
-        "explained_variance": 1.0 - residual / variance if variance > 0 else float("nan"),
-        "tokens": float(tokens),
-    }
+        squares += exact.square().sum(0)
+    variances = squares - y_sum.square() / tokens
+    found = {"l0": active / tokens, "explained_variance": _explained(residuals, variances), "tokens": float(tokens)}
+    if dictionary.cfg.sources is not None:
+        widths = list(dictionary.cfg.widths)
+        for name, *parts in zip(dictionary.cfg.sources, residuals.split(widths), variances.split(widths), strict=True):
+            found[f"explained_variance/{name}"] = _explained(*parts)
+    return found
+
+
+def _explained(residuals: Tensor, variances: Tensor) -> float:
+    """Explained variance of some coordinates, given their sums; NaN where nothing varies."""
+    variance = float(variances.sum())
+    return 1.0 - float(residuals.sum()) / variance if variance > 0 else float("nan")
 
 
 def verify(dictionary: Dictionary, activations: Tensor | None = None, targets: Tensor | None = None) -> dict[str, Any]:

@@ -37,10 +37,10 @@ from saeworks.evals.entities.ravel_prompts import (
 )
 from saeworks.evals.entities.ravel_results import Asked, AttributeScores, make_result
 from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of_model, sites_of
-from saeworks.evals.shared.upper_layers import UpperLayers
 from saeworks.files import sha256_json
 from saeworks.models.interventions import Splice
 from saeworks.models.tokens import TokenBatch
+from saeworks.models.upper_layers import UpperLayers
 from saeworks.progress import progress
 from saeworks.results.envelope import Result
 from saeworks.runtime import derive_seed, generator

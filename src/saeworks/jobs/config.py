@@ -123,7 +123,16 @@ class Inputs(BaseModel):
     harvest_batch_size: Count = 64
 
 
-class RunConfig(Inputs):
+class Resumable(Inputs):
+    """A job that may be continued with ``resume``, and the keys that may then differ from those it was started with."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume"})
+
+    out: Path = Path("runs")
+    resume: bool = False
+
+
+class RunConfig(Resumable):
     """Configuration of ``saeworks run`` and ``saeworks train``.
 
     ``recipe`` × ``width`` × sparsity is the grid of dictionaries; all of them see the same ``tokens`` activations. The
@@ -163,7 +172,6 @@ class RunConfig(Inputs):
     mode: Mode = "corrected"
     settings: Settings = {}
     parallel: Literal["data", "latents"] = "data"
-    resume: bool = False
 
 
 class EvaluateConfig(Inputs):
@@ -212,6 +220,45 @@ class BenchConfig(RunConfig):
     def training(self) -> RunConfig:
         """The part that trains."""
         return RunConfig.model_validate({key: getattr(self, key) for key in RunConfig.model_fields})
+
+
+class DiffConfig(Resumable):
+    """Configuration of ``saeworks diff``: what fine-tuning changed between ``base`` and ``chat``.
+
+    ``transcripts``: a file with one conversation a line, or ``world``; None means the world's for its own models.
+    ``dictionary``: a crosscoder over the two that exists, in place of training one. ``presets``: how much is done
+    (``saeworks.jobs.diff``). ``learning_rate`` None means the default of width and length. ``gate``: norm difference
+    above which a latent is a candidate for being new: just above shared latents, or 0.9 as in the paper. ``cards``:
+    latents shown with contexts.
+    """
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"out", "resume", "presets"})
+
+    out: Path = Path("runs/diff")
+    base: str = "world"
+    chat: str = "world:chat"
+    transcripts: str | None = None
+    messages_column: str = "messages"
+    dictionary: Path | None = None
+    presets: Annotated[str, _named(("quick", "standard", "full"))] = "full"
+    recipe: str = "diffing-batch_topk"
+    width: Count = 1024
+    k: Count = 12
+    penalty: Weight | None = None
+    tokens: Count = 500_000
+    batch_size: Count = 512
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    buffer_tokens: Count = 32_768
+    checkpoint_every: Count | None = None
+    max_norm_ratio: Annotated[float, Field(gt=1)] | None = None
+    skip_first: Annotated[int, Field(ge=0)] = 0
+    measure_tokens: Count = 100_000
+    conversations: Count = 150
+    answer_tokens: Count = 48
+    first_tokens: Counts = (3, 9)
+    gate: Annotated[float, Field(ge=0.5, lt=1)] = 0.6
+    cards: Count = 24
+    contexts: Count = 5
 
 
 class CacheConfig(Inputs):

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from saeworks.errors import InputError
 from saeworks.files import atomic_write_text, read_json, write_json
-from saeworks.jobs.config import RunConfig, changed_keys, plain, resolve
+from saeworks.jobs.config import Resumable, RunConfig, changed_keys, plain, resolve
 from saeworks.version import __version__
 
 SCHEMA_VERSION = 1
-Kind = TypeVar("Kind", bound=RunConfig)
+Kind = TypeVar("Kind", bound=Resumable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Workspace:
             )
         return value
 
-    def write(self, config: RunConfig, **facts: Any) -> None:
+    def write(self, config: Resumable, **facts: Any) -> None:
         """Write ``run.json`` (configuration plus ``facts`` of the run) and ``run.yaml`` (usable with ``--config``)."""
         import yaml
 

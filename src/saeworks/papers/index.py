@@ -34,6 +34,12 @@ PAPERS: dict[str, Paper] = {
             "BatchTopK against TopK and JumpReLU on the embedded world",
         ),
         Paper(
+            "diffing",
+            "Overcoming Sparsity Artifacts in Crosscoders to Interpret Chat-Tuning",
+            "arXiv 2504.02922",
+            "L1 and BatchTopK crosscoders, Latent Scaling and patching, on synthetic pairs and the embedded models",
+        ),
+        Paper(
             "matryoshka",
             "Learning Multi-Level Features with Matryoshka Sparse Autoencoders",
             "arXiv 2503.17547",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 from saeworks.errors import InputError
@@ -115,6 +116,150 @@ def line_plot(
         for text in handles.get_texts():
             text.set_parse_math(False)  # names are text: a "$" in one is no formula
     return _svg(figure, canvas, description, identifier)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points of one kind: ``colour`` and ``marker`` number those of the palette; ``ring`` draws outlines only."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int
+    marker: int = 0
+    ring: bool = False
+
+
+def scatter_plot(
+    clouds: Sequence[Cloud],
+    x_label: str,
+    y_label: str,
+    description: str,
+    *,
+    identifier: str,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    x_lines: Sequence[float] = (),
+    y_lines: Sequence[float] = (),
+    size: tuple[float, float] = (5.4, 4.2),
+) -> str:
+    """An SVG element with a point per pair of values; what lies outside the ranges is drawn on their edge.
+
+    Args:
+        x_lines, y_lines: thresholds, drawn as thin lines.
+    """
+    figure, axes, canvas = _axes(size)
+    for cloud in clouds:
+        colour = PALETTE[cloud.colour % len(PALETTE)]
+        axes.scatter(
+            [min(max(x, x_range[0]), x_range[1]) for x in cloud.x],
+            [min(max(y, y_range[0]), y_range[1]) for y in cloud.y],
+            s=26,
+            marker=MARKERS[cloud.marker % len(MARKERS)],
+            facecolors="none" if cloud.ring else colour,
+            edgecolors=colour,
+            linewidths=1.0,
+            alpha=0.45 if cloud.ring else 0.85,
+            label=cloud.name,
+        )
+    for x in x_lines:
+        axes.axvline(x, color=INK, linewidth=0.9, alpha=0.6, linestyle=LINES[1])
+    for y in y_lines:
+        axes.axhline(y, color=INK, linewidth=0.9, alpha=0.6, linestyle=LINES[1])
+    for set_range, (low, high) in ((axes.set_xlim, x_range), (axes.set_ylim, y_range)):
+        margin = 0.03 * (high - low)
+        set_range(low - margin, high + margin)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _legend(axes)
+    return _svg(figure, canvas, description, identifier)
+
+
+def histogram_plot(
+    edges: Sequence[float],
+    parts: Sequence[tuple[str, Sequence[int], int]],
+    x_label: str,
+    y_label: str,
+    description: str,
+    *,
+    identifier: str,
+    x_lines: Sequence[float] = (),
+    size: tuple[float, float] = (5.4, 3.6),
+) -> str:
+    """An SVG element with stacked bars on a logarithmic axis.
+
+    Args:
+        edges: of the bins, one more than there are counts. parts: (name, counts, number of the colour), from below.
+    """
+    figure, axes, canvas = _axes(size)
+    widths = [b - a for a, b in pairwise(edges)]
+    bottom = [0] * len(widths)
+    for name, counts, colour in parts:
+        axes.bar(
+            edges[:-1],
+            counts,
+            widths,
+            bottom,
+            align="edge",
+            color=PALETTE[colour % len(PALETTE)],
+            label=name,
+            alpha=0.9,
+        )
+        bottom = [b + c for b, c in zip(bottom, counts, strict=True)]
+    for x in x_lines:
+        axes.axvline(x, color=INK, linewidth=0.9, alpha=0.6, linestyle=LINES[1])
+    axes.set_yscale("symlog", linthresh=1)
+    top = max([1, *bottom])
+    ticks = [t for t in (0, 1, 10, 100, 1000, 10_000, 100_000) if t <= top * 1.5]
+    axes.set_yticks(ticks, [str(t) for t in ticks])
+    axes.set_ylim(0, top * 1.6)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _legend(axes)
+    return _svg(figure, canvas, description, identifier)
+
+
+def interval_plot(
+    rows: Sequence[tuple[str, float, float | None, float | None, int]],
+    x_label: str,
+    description: str,
+    *,
+    identifier: str,
+    width: float = 5.4,
+) -> str:
+    """An SVG element with one horizontal bar per row and a line for its interval.
+
+    Args:
+        rows: (name, value, low, high, number of the colour), from the top.
+    """
+    figure, axes, canvas = _axes((width, 0.9 + 0.29 * max(len(rows), 1)))
+    places = list(range(len(rows)))[::-1]
+    axes.barh(
+        places,
+        [row[1] for row in rows],
+        height=0.62,
+        color=[PALETTE[row[4] % len(PALETTE)] for row in rows],
+        alpha=0.85,
+    )
+    for place, (_, _, low, high, _) in zip(places, rows, strict=True):
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.6)
+    axes.set_yticks(places, [row[0] for row in rows])
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(x_label)
+    return _svg(figure, canvas, description, identifier)
+
+
+def _legend(axes: Any) -> None:
+    handles = axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, labelcolor=INK, fontsize=9
+    )
+    handles.set_in_layout(True)
+    for text in handles.get_texts():
+        text.set_parse_math(False)
 
 
 def _bars(axes: Any, s: Series, colour: str) -> None:

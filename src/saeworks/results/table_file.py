@@ -32,23 +32,38 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     not fit the type of its column, and NaN, is null. Field metadata ``better`` of a headline is 1 when more is better,
     -1 when less is, and 0 for what only describes.
     """
+    columns = {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
+    better = {h.column: str(h.better) for h in HEADLINES}
+    return write_columns(path, columns, TEXTS, WHOLES, {name: {"better": v} for name, v in better.items()})
+
+
+def write_columns(
+    path: Path,
+    columns: Mapping[str, Sequence[Any]],
+    texts: Sequence[str],
+    wholes: Sequence[str],
+    notes: Mapping[str, Mapping[str, str]] | None = None,
+) -> Path:
+    """Write columns of equal length, atomically: strings for ``texts``, int64 for ``wholes``, float64 for all others.
+
+    What does not fit the type of its column, and NaN, is null. ``notes``: metadata of fields, by column.
+    """
     check_parquet()
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    better = {h.column: str(h.better) for h in HEADLINES}
     arrays: list[Any] = []
     fields: list[Any] = []
-    for column in rows[0] if rows else ():
+    for column, values in columns.items():
         kind, convert = (
             (pa.string(), _text)
-            if column in TEXTS
+            if column in texts
             else (pa.int64(), _whole)
-            if column in WHOLES
+            if column in wholes
             else (pa.float64(), _number)
         )
-        arrays.append(pa.array([convert(row.get(column)) for row in rows], kind))
-        fields.append(pa.field(column, kind, metadata={"better": better[column]} if column in better else None))
+        arrays.append(pa.array([convert(value) for value in values], kind))
+        fields.append(pa.field(column, kind, metadata=(notes or {}).get(column)))
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={"saeworks_version": __version__}))
     buffer = io.BytesIO()
     parquet.write_table(table, buffer)

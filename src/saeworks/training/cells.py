@@ -120,6 +120,13 @@ def check_recipe(recipe: Recipe) -> None:
         "has no k that could fall during training; leave k_anneal out": (
             recipe.k_anneal is not None and not nestable_k
         ),
+        "begins at a larger k and gives it no step to fall in; set the span of k_anneal, or leave it out": (
+            recipe.k_anneal is not None and recipe.k_anneal.never
+        ),
+        "says twice at which k training begins; give k_max or times to k_anneal": (
+            recipe.k_anneal is not None and recipe.k_anneal.k_max is not None and recipe.k_anneal.times is not None
+        ),
+        **_refused_across(recipe),
         "has no k of which a multiple could be selected; leave multi out": recipe.multi is not None and not nestable_k,
         "has both fixed and sampled prefixes; give group_fractions or prefixes": (
             recipe.prefixes is not None and len(recipe.group_fractions) > 1
@@ -139,6 +146,36 @@ def check_recipe(recipe: Recipe) -> None:
     for reason, wrong in refused.items():
         if wrong:
             raise InputError(f"'{recipe.name}' {reason}.")
+
+
+def _refused_across(recipe: Recipe) -> dict[str, bool]:
+    across, start = recipe.across, recipe.initialisation
+    alone = recipe.inputs != "sources"
+    refused = {
+        "begins with the same rows for every source, and reads only one; choose other weights": (
+            start.weights == "same" and alone
+        )
+    }
+    if across is None:
+        return refused
+    sorting = recipe.reorder or recipe.resampling is not None or recipe.prefixes is not None
+    return refused | {
+        "divides its latents among sources, and reads only one; leave across out": alone,
+        "divides its latents among sources, which must stay where they are; leave reorder, resampling and prefixes "
+        "out": sorting or len(recipe.group_fractions) > 1,
+        "divides its latents among sources, which needs decoder rows of free norm; set constraint to 'free'": (
+            recipe.constraint != "free"
+        ),
+        "gives a share of its latents that is not within [0, 1]; check exclusive and tied": (
+            not 0 <= across.exclusive <= 1 or not 0 <= across.tied <= 1
+        ),
+        "has tied latents, whose directions exist once and are not searched; set the scale of the start to 'none' or "
+        "'matched'": across.tied > 0 and start.scale == "search",
+        "mixes errors with a γ outside [-1, 0]; check cross": not -1 <= across.cross <= 0,
+        "mixes errors that are norms, which have no product; measure errors squared or normalized": (
+            across.cross != 0 and recipe.reconstruction == "norm"
+        ),
+    }
 
 
 def sampled_sizes(width: int, prefixes: int, draw: torch.Generator) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from saeworks.dictionaries.codes import Codes
 from saeworks.training.division import Division
 from saeworks.training.moment import Moment
-from saeworks.training.objectives import combined, decoder_norms, prefix_errors, variance
+from saeworks.training.objectives import combined, decoder_norms, measured_errors, score_norms, variance
 from saeworks.training.penalties import Latents, weight
 from saeworks.training.recipes import SELECTIONS_BY_K, Recipe
 from saeworks.training.selecting import largest_per_token, selected
@@ -61,11 +61,11 @@ def losses(
     if latents.gate is not None:
         # The gate has to reconstruct by itself; the decoder is held still, lest it serve the gate (arXiv 2404.16014).
         alone = division.over_latents(penalised @ p["decoder"].detach()) + p["b_dec"].detach()
-        terms["gate"] = (1.0, prefix_errors(recipe.reconstruction, y, alone[:, None], widths, division)[0])
+        terms["gate"] = (1.0, measured_errors(recipe, y, alone[:, None], widths, division)[0])
     if recipe.multi is not None:
         more = forward(recipe, p, x, moment, widths, min(recipe.multi.factor * moment.k, width))
         whole = _prefixes(recipe, p, x, more.f, (p["b_enc"].numel(),), division)
-        terms["multi"] = (recipe.multi.weight, prefix_errors(recipe.reconstruction, y, whole, widths, division)[0])
+        terms["multi"] = (recipe.multi.weight, measured_errors(recipe, y, whole, widths, division)[0])
     shown = _shown(recipe, p, latents.z, penalised, moment, widths)
     for penalty in recipe.penalties:
         terms[penalty.kind] = (weight(penalty, moment), penalty(shown))
@@ -92,9 +92,8 @@ def forward(recipe: Recipe, p: Parameters, x: Tensor, moment: Moment, widths: tu
     if recipe.selection == "jumprelu":
         return Forward(z, jump(z, p["threshold"], moment.bandwidth, recipe.jump.everywhere))
     if recipe.selection in SELECTIONS_BY_K:
-        scores = z.detach()
-        if recipe.norm_weighted:
-            scores = scores * decoder_norms(p["decoder"].detach(), widths).sum(dim=0)
+        norms = score_norms(recipe, p["decoder"], widths)
+        scores = z.detach() if norms is None else z.detach() * norms
         return Forward(z, z * (selected(recipe, scores, k, moment, moment.hint).dense() > 0))
     return Forward(z, z.relu())
 
@@ -118,7 +117,7 @@ def _shown(recipe: Recipe, p: Parameters, z: Tensor, f: Tensor, moment: Moment, 
         threshold=p.get("threshold"),
         norms=decoder_norms(p["decoder"], widths),
         joint=p["decoder"].norm(dim=1),
-        shares=(held.to(z.dtype) / groups).repeat_interleave(sizes),
+        shares=moment.weighted((held.to(z.dtype) / groups).repeat_interleave(sizes)),
         everywhere=recipe.jump.everywhere,
         moment=moment,
     )
@@ -128,9 +127,8 @@ def _aux(recipe: Recipe, p: Parameters, z: Tensor, residual: Tensor, moment: Mom
     """What the dead latents miss of explaining the residual, over its variance (arXiv 2406.04093, appendix A.2)."""
     assert recipe.aux_k is not None
     residual = residual.detach()
-    scores = z.relu().detach()
-    if recipe.norm_weighted:
-        scores = scores * decoder_norms(p["decoder"].detach(), widths).sum(dim=0)
+    norms = score_norms(recipe, p["decoder"], widths)
+    scores = z.relu().detach() if norms is None else z.relu().detach() * norms
     only_dead = torch.full_like(scores, -torch.inf)
     only_dead[:, moment.dead] = scores[:, moment.dead]
     k = min(recipe.aux_k.k or max(p["encoder"].shape[1] // 2, 1), moment.dead_count)

@@ -13,7 +13,7 @@ from saeworks.dictionaries.codes import Codes
 from saeworks.dictionaries.kernels.sparse import encode_selected
 from saeworks.training.dense import Parameters
 from saeworks.training.moment import Moment
-from saeworks.training.objectives import combined, decoder_norms, prefix_errors, prefix_reconstructions, variance
+from saeworks.training.objectives import combined, measured_errors, prefix_reconstructions, score_norms, variance
 from saeworks.training.recipes import SELECTIONS_BY_K, Recipe
 from saeworks.training.selecting import largest_per_token, selected
 
@@ -39,7 +39,7 @@ def losses(
     terms: dict[str, tuple[float, Tensor]] = {}
     if recipe.multi is not None:
         whole = _prefixes(recipe, p, x, more[0], (p["b_enc"].numel(),), moment)
-        terms["multi"] = (recipe.multi.weight, prefix_errors(recipe.reconstruction, y, whole, widths, division)[0])
+        terms["multi"] = (recipe.multi.weight, measured_errors(recipe, y, whole, widths, division)[0])
     aux = None
     if recipe.aux_k is not None and moment.dead_count > 0:
         aux = _aux(recipe, p, x, (y - prefixes[:, -1]).detach(), moment, widths)
@@ -54,7 +54,7 @@ def _selected(
     with torch.no_grad():
         bias = p["b_enc"] - p["encoder"] @ p["b_dec"] if recipe.pre_bias else p["b_enc"]
         z = torch.addmm(bias, x, p["encoder"].T)
-        norms = _score_norms(recipe, p, widths)
+        norms = score_norms(recipe, p["decoder"], widths)
         for number, k in enumerate(ks):
             # The hint is of the first k; a larger one selects lower scores.
             hint = moment.hint if number == 0 else None
@@ -79,12 +79,8 @@ def _aux(recipe: Recipe, p: Parameters, x: Tensor, residual: Tensor, moment: Mom
     k = recipe.aux_k.k or max(x.shape[1] // 2, 1)
     z = torch.relu((x - p["b_dec"] if recipe.pre_bias else x) @ p["encoder"][dead].T + p["b_enc"][dead])
     if k < moment.dead_count:
-        norms = _score_norms(recipe, p, widths)
+        norms = score_norms(recipe, p["decoder"], widths)
         scores = z.detach() if norms is None else z.detach() * norms[dead]
         z = z * largest_per_token(scores, k, division)
     explained = division.over_latents(z @ p["decoder"][dead])
     return division.over_tokens((residual - explained).square().sum()) / variance(residual, division)
-
-
-def _score_norms(recipe: Recipe, p: Parameters, widths: tuple[int, ...]) -> Tensor | None:
-    return decoder_norms(p["decoder"].detach(), widths).sum(dim=0) if recipe.norm_weighted else None

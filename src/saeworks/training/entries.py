@@ -20,7 +20,7 @@ from saeworks.dictionaries.kernels.selection import largest_of_all
 from saeworks.dictionaries.kernels.sparse import encode_selected
 from saeworks.training.dense import Parameters
 from saeworks.training.moment import Moment
-from saeworks.training.objectives import decoder_norms
+from saeworks.training.objectives import decoder_norms, score_norms
 from saeworks.training.penalties import Latents
 from saeworks.training.recipes import SELECTIONS_BY_K, Recipe
 from saeworks.training.straight_through import jump, step
@@ -121,7 +121,7 @@ def collect(
             ks = [moment.k] if recipe.multi is None else [moment.k, min(recipe.multi.factor * moment.k, bias.numel())]
             if max(ks) > densest * bias.numel():
                 raise TooDense
-            norms = decoder_norms(p["decoder"].detach(), widths).sum(dim=0) if recipe.norm_weighted else None
+            norms = score_norms(recipe, p["decoder"], widths)
             found = _by_k(recipe, rows, ks, norms, moment.hint, (x.shape[0], bias.numel()))
         else:
             found = [_above(rows, _floor(recipe, p, moment), (x.shape[0], bias.numel()), densest)]
@@ -151,7 +151,10 @@ def shown(
     """The entries as penalties see them."""
     codes, groups = entries.codes, len(moment.sizes)
     held = torch.arange(groups, 0, -1, device=x.device).to(x.dtype) / groups
-    if groups == 1:
+    if moment.discounts is not None:
+        whole = moment.weighted(held.repeat_interleave(torch.tensor(moment.sizes, device=x.device)))
+        shares = whole.index_select(0, codes.indices)
+    elif groups == 1:
         shares = torch.ones_like(entries.z)
     else:
         shares = held.repeat_interleave(torch.tensor(moment.sizes, device=x.device)).index_select(0, codes.indices)

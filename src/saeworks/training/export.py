@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saeworks.dictionaries.dictionary import Architecture, Dictionary, DictionaryConfig
 from saeworks.dictionaries.folding import fold_decoder_norm, fold_normalization, gated_to_jumprelu
-from saeworks.training.objectives import decoder_norms
+from saeworks.training.objectives import score_norms
 
 if TYPE_CHECKING:
     from saeworks.training.member import Member
@@ -48,7 +48,7 @@ def exported(
     p = member.exported_parameters() if weights is None else weights
     architecture = ARCHITECTURES[recipe.selection]
     by_k = architecture in ("topk", "groupmax")
-    p = _by_scores(p, member.widths) if by_k and recipe.norm_weighted else p
+    p = _by_scores(member, p) if by_k and recipe.norm_weighted else p
     W_enc, b_enc, threshold, source = _inference(member, p)
     own: dict[str, Any] = {
         "recipe": recipe.name,
@@ -64,6 +64,8 @@ def exported(
         own["normalization"]["target_scale"] = target_scale
     if len(member.group_sizes) > 1:
         own["group_sizes"] = list(member.group_sizes)
+    if described := member.partitions.described():
+        own["partitions"] = described
     cfg = DictionaryConfig(
         architecture=architecture,
         d_in=member.layout.d_in,
@@ -84,12 +86,13 @@ def exported(
     return fold_decoder_norm(trained) if free and not by_k and member.layout.d_out is None else trained
 
 
-def _by_scores(p: Mapping[str, Tensor], widths: tuple[int, ...]) -> dict[str, Tensor]:
-    """The same function with latents ``z_i Σ_s |W_i,s|``: those that won as scores win as they are.
+def _by_scores(member: Member, p: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same function with the scores ``z_i Σ_s |W_i,s|`` as latents: those that won as scores win as they are.
 
     In other units the norms of several sources would weigh differently. A latent without a direction stays at 0.
     """
-    norms = decoder_norms(p["decoder"], widths).sum(dim=0)
+    norms = score_norms(member.config.recipe, p["decoder"], member.widths)
+    assert norms is not None
     decoder = p["decoder"] / norms.masked_fill(norms == 0, 1.0)[:, None]
     return {**p, "encoder": p["encoder"] * norms[:, None], "b_enc": p["b_enc"] * norms, "decoder": decoder}
 
@@ -104,8 +107,8 @@ def _inference(member: Member, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor,
     if selection != "batch_topk":
         return p["encoder"].T, p["b_enc"], None, None
     threshold = torch.full_like(p["b_enc"], member.threshold)
-    if member.config.recipe.norm_weighted:
+    norms = score_norms(member.config.recipe, p["decoder"], member.widths)
+    if norms is not None:
         # z |W| > t is z > t / |W|; a latent without a direction scores 0 and is never selected.
-        norms = decoder_norms(p["decoder"], member.widths).sum(dim=0)
         threshold = threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny ** 0.5)
     return p["encoder"].T, p["b_enc"], threshold, "moving_average"

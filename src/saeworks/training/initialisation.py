@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saeworks.activations.batches import Layout
+from saeworks.errors import InputError
 from saeworks.runtime import generator
 
 # Entries of a matrix of pre-activations that the first fit may compute: bounds its memory at large widths.
@@ -25,9 +26,12 @@ class Initialisation:
     Attributes:
         weights: ``tied``: random unit rows, the encoder their transpose. ``encoder``: ``W_enc ~ N(0, 1 / d)``, the
             decoder its transposed unit rows (arXiv 2503.17547, toy model). ``uniform``: ``W_dec ~ U(-1/√d, 1/√d)``,
-            ``W_enc = (d / n) W_decᵀ`` (Anthropic, January 2025). ``zero``: unit encoder columns and a decoder of zeros
-            (transcoders of sparsify).
-        row_norm: norm of the decoder rows with ``tied`` and ``encoder``; tied encoders get the same norm.
+            ``W_enc = (d / n) W_decᵀ`` (Anthropic, January 2025). ``same``: the same random unit rows for every source,
+            the encoder their transpose, so that no source differs from another at first. ``zero``: unit encoder columns
+            and a decoder of zeros (transcoders of sparsify).
+        row_norm: norm of the decoder rows with ``tied`` and ``encoder``, in every source with ``same``; tied encoders
+            get the same norm.
+        divided: divide the encoder by the number of sources, whose parts add up to a pre-activation.
         scale: ``matched`` multiplies the encoder by one number so that the first reconstructions have the norm of the
             centred input (arXiv 2406.04093, appendix A.1); ``search`` gives both weights the row norm of least error
             (Llama Scope); ``none`` leaves them.
@@ -36,8 +40,9 @@ class Initialisation:
             that each latent fires on a share of 10,000 / n tokens, at most half of them (Anthropic, January 2025).
     """
 
-    weights: Literal["tied", "encoder", "uniform", "zero"] = "tied"
+    weights: Literal["tied", "encoder", "uniform", "zero", "same"] = "tied"
     row_norm: float = 1.0
+    divided: bool = False
     scale: Literal["matched", "search", "none"] = "matched"
     b_dec: Literal["median", "mean", "zero"] = "median"
     b_enc: Literal["zero", "centred", "frequent"] = "zero"
@@ -45,7 +50,21 @@ class Initialisation:
 
 def draw_weights(start: Initialisation, layout: Layout, width: int, seed: int) -> tuple[Tensor, Tensor]:
     """Encoder ``[width, d_in]`` and decoder ``[width, d_out]``, drawn on the CPU so that a seed means one thing."""
+    encoder, decoder = _drawn(start, layout, width, seed)
+    return encoder / len(layout.widths) if start.divided else encoder, decoder
+
+
+def _drawn(start: Initialisation, layout: Layout, width: int, seed: int) -> tuple[Tensor, Tensor]:
     d_in, d_out = layout.d_in, layout.d_in if layout.d_out is None else layout.d_out
+    if start.weights == "same":
+        if len(set(layout.widths)) > 1:
+            raise InputError(
+                f"The same rows for every source were asked for, but they have the widths {list(layout.widths)}; "
+                "begin with other weights, such as 'tied'."
+            )
+        one = torch.randn(width, layout.widths[0], generator=generator(seed, "decoder"))
+        decoder = (one / one.norm(dim=1, keepdim=True) * start.row_norm).repeat(1, len(layout.widths))
+        return decoder, decoder
     if start.weights == "uniform":
         decoder = (2 * torch.rand(width, d_out, generator=generator(seed, "decoder")) - 1) / d_out**0.5
         if d_in == d_out:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from saeworks.activations.batches import ActivationBatch, Layout
 from saeworks.activations.normalization import Normalization, estimate_normalization
 from saeworks.training.cells import MemberConfig
 
-TARGET = "target"
+TARGET, SHARED = "target", "shared"
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Inputs:
     """Scales by convention and part of a row.
 
     Every source has a scale of its own, and so have the targets: sites and models differ in size, and a common scale
-    would leave the small ones unexplained.
+    would leave the small ones unexplained. Only the convention ``shared`` gives all sources one scale.
 
     Attributes:
         layout: of the stream.
@@ -32,10 +32,24 @@ class Inputs:
 
     def estimate(self, batch: ActivationBatch, convention: str) -> None:
         """Estimate the scales of a convention from rows on the CPU."""
+        if convention == SHARED:
+            self._estimate_shared(batch)
+            return
         for part, rows in self._parts(batch).items():
             key = _key(convention, part)
             if key not in self.normalizations:
                 self.normalizations[key] = estimate_normalization(rows, convention)
+
+    def _estimate_shared(self, batch: ActivationBatch) -> None:
+        """One scale for all sources, so that their norms stay comparable; a single source has that of ``unit_msn``."""
+        parts = self._parts(batch)
+        sources = {part: rows for part, rows in parts.items() if part is None or not part.startswith(TARGET)}
+        joint = estimate_normalization(torch.cat(list(sources.values()), dim=1), "unit_msn")
+        factor = len(sources) ** 0.5
+        common = replace(joint, scale=joint.scale * factor, standard_error=joint.standard_error * factor)
+        for part, rows in parts.items():
+            found = common if part in sources else estimate_normalization(rows, "unit_msn")
+            self.normalizations.setdefault(_key(SHARED, part), found)
 
     def scale(self, member: MemberConfig) -> float | list[float]:
         """Scale of the member's input; one per source when it reads several."""

@@ -21,8 +21,9 @@ from saeworks.training.counting import fired, mean_l0, order_by_strength, smalle
 from saeworks.training.division import PER_LATENT, UNDIVIDED, Division
 from saeworks.training.initialisation import draw_weights, fit_biases, fit_scale, geometric_median
 from saeworks.training.moment import Moment
-from saeworks.training.objectives import decoder_norms, variance
+from saeworks.training.objectives import score_norms, variance
 from saeworks.training.optimizers import ScheduleFreeSign, make_optimizer
+from saeworks.training.partitions import Partitions
 from saeworks.training.resampling import resample
 from saeworks.training.schedules import Schedule
 
@@ -45,7 +46,7 @@ class Member:
 
     Attributes:
         parameters: the trained tensors by name: ``encoder [width, d_in]``, ``decoder [width, d_out]``, ``b_enc``,
-            ``b_dec``; with a gate ``b_gate`` and ``r_mag``, of a JumpReLU ``threshold``, with a skip ``W_skip``.
+            ``b_dec``; by recipe ``tied [tied, d]`` (not in decoder), ``b_gate``, ``r_mag``, ``threshold``, ``W_skip``.
         division: how its steps are divided over ranks; see :meth:`divide`.
     """
 
@@ -59,10 +60,11 @@ class Member:
         self.widths = layout.widths if layout.d_out is None else (d_out,)
         self.group_sizes = recipe.group_sizes(config.width)
         encoder, decoder = draw_weights(recipe.initialisation, layout, config.width, config.seed)
+        self.partitions = Partitions.of(recipe.across, config.width, self.widths)
         drawn = {
             "encoder": encoder,
             "b_enc": torch.zeros(config.width),
-            "decoder": decoder,
+            **self.partitions.split(decoder),
             "b_dec": torch.zeros(d_out),
         }
         if recipe.selection == "gated":
@@ -88,7 +90,6 @@ class Member:
 
         Divided by latents, this member then holds its range of them only, with all that belongs to them.
         """
-
         if division.by is None or division is self.division:
             return
         for name, parameter in self.parameters.items():
@@ -116,8 +117,8 @@ class Member:
 
     @property
     def decoder(self) -> Tensor:
-        """``[width, d_out]`` decoder."""
-        return self.parameters["decoder"]
+        """``[width, d_out]`` decoder, tied rows included."""
+        return self.partitions.joined(self.parameters)["decoder"]
 
     @property
     def b_enc(self) -> Tensor:
@@ -145,10 +146,11 @@ class Member:
         recipe, start = self.config.recipe, self.config.recipe.initialisation
         x, y = self._prepared(x, targets)
         fit_biases(start, self.parameters, x, y, recipe.pre_bias, recipe.jump.threshold)
-        fit_scale(start, self.parameters, x, y, lambda rows: self._select(rows, self.moment()).dense())
+        whole = self.partitions.joined(self.parameters)
+        fit_scale(start, whole, x, y, lambda rows: self._select(rows, self.moment()).dense())
         if recipe.selection == "jumprelu" and recipe.jump.relative:
             rows = x[: max(2**24 // self.config.width, 1)]
-            z = dense.forward(recipe, self.parameters, rows, self.moment(), self.widths, 0.0).z
+            z = dense.forward(recipe, whole, rows, self.moment(), self.widths, 0.0).z
             rms = float(z.square().mean().sqrt())
             self.bandwidth = recipe.jump.bandwidth * rms
             self.parameters["threshold"].fill_(recipe.jump.threshold * rms)
@@ -178,6 +180,7 @@ class Member:
             p=lp.exponent(self.penalty.falls) if lp else 1.0,
             next_p=lp.exponent(self.penalty.falls + 1) if lp else 1.0,
             bandwidth=self.bandwidth,
+            discounts=self.partitions.discounts(recipe.across.discount) if recipe.across else None,
             division=self.division,
             all_dead=self.dead_count() if self.division.by == "latents" else None,
         )
@@ -249,16 +252,18 @@ class Member:
         return x, x.new_zeros(x.shape[0], self.layout.d_out) if targets is None else targets
 
     def _select(self, x: Tensor, moment: Moment) -> Codes:
-        return paths.select(self.config.recipe, self.parameters, x, moment, self.widths)
+        return paths.select(self.config.recipe, self.partitions.joined(self.parameters), x, moment, self.widths)
 
     def _losses(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[dict[str, Tensor], Codes]:
-        return paths.losses(self.config.recipe, self.parameters, x, y, moment, self.widths)
+        return paths.losses(self.config.recipe, self.partitions.joined(self.parameters), x, y, moment, self.widths)
 
     def _prepare_gradients(self) -> Tensor:
         """Remove the gradient along the decoder rows, then clip: the order of the TopK reference trainers."""
-        recipe, grad = self.config.recipe, self.decoder.grad
-        if recipe.constraint == "unit" and grad is not None:
-            remove_parallel_(grad, self.decoder)
+        recipe, decoder = self.config.recipe, self.parameters["decoder"]
+        if decoder.grad is not None:
+            self.partitions.clear_(decoder.grad)
+            if recipe.constraint == "unit":
+                remove_parallel_(decoder.grad, decoder)
         grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norm = self.division.gradient_norm(grads)
         if recipe.clip_norm is not None:
@@ -269,7 +274,7 @@ class Member:
 
     def _constrain(self) -> None:
         if self.config.recipe.constraint == "unit":
-            normalise_(self.decoder)
+            normalise_(self.parameters["decoder"])
         if "threshold" in self.parameters:
             self.parameters["threshold"].clamp_min_(0)
 
@@ -294,8 +299,9 @@ class Member:
 
     def _follow_threshold(self, codes: Codes) -> None:
         scores = codes.values.detach()
-        if self.config.recipe.norm_weighted:
-            scores = scores * decoder_norms(self.decoder.detach(), self.widths).sum(dim=0)[codes.indices]
+        norms = score_norms(self.config.recipe, self.decoder, self.widths)
+        if norms is not None:
+            scores = scores * norms[codes.indices]
         smallest = smallest_selected(codes, scores, self.config.recipe.selection == "batch_topk", self.division)
         if smallest is None:
             return
@@ -347,7 +353,7 @@ class Member:
         found = self.averages or self.parameters
         if isinstance(self.optimizer, ScheduleFreeSign):
             found = {name: self.optimizer.averaged(p) for name, p in self.parameters.items()}
-        copies = {name: tensor.detach().clone() for name, tensor in found.items()}
+        copies = {name: tensor.detach().clone() for name, tensor in self.partitions.joined(found).items()}
         if self.config.recipe.constraint == "unit" and found is not self.parameters:
             copies["decoder"] /= copies["decoder"].norm(dim=1, keepdim=True).clamp_min(1e-8)
         return copies

@@ -23,6 +23,7 @@ class Moment:
         warm: warm-up of the sparsity terms, 0 to 1.
         p, next_p: exponent of the Lp penalty, and the one that follows.
         bandwidth: width of the window in which a jump has a gradient.
+        discounts: ``[width]`` factors on the penalties of the latents; None when all are 1.
         division: how the step is divided over ranks. all_dead: dead latents of all of them.
     """
 
@@ -36,6 +37,7 @@ class Moment:
     p: float = 1.0
     next_p: float = 1.0
     bandwidth: float = 1e-3
+    discounts: Tensor | None = None
     division: Division = field(default=UNDIVIDED)
     all_dead: int | None = None
 
@@ -43,6 +45,10 @@ class Moment:
     def dead_count(self) -> int:
         """Number of dead latents, wherever they are held."""
         return self.dead.numel() if self.all_dead is None else self.all_dead
+
+    def weighted(self, shares: Tensor) -> Tensor:
+        """``shares [width]`` of the latents in penalties, with the discounts."""
+        return shares if self.discounts is None else shares * self.discounts.to(shares)
 
     @property
     def own_sizes(self) -> tuple[int, ...]:

@@ -80,6 +80,28 @@ def decoder_norms(decoder: Tensor, widths: tuple[int, ...]) -> Tensor:
     return torch.stack([part.norm(dim=1) for part in decoder.split(list(widths), dim=1)])
 
 
+def score_norms(recipe: Recipe, decoder: Tensor, widths: tuple[int, ...]) -> Tensor | None:
+    """``[width]`` factors by which pre-activations become the scores of a selection; None when they are the scores."""
+    if not recipe.norm_weighted:
+        return None
+    decoder = decoder.detach()
+    return decoder.norm(dim=1) if recipe.score_norms == "joint" else decoder_norms(decoder, widths).sum(dim=0)
+
+
+def measured_errors(
+    recipe: Recipe, y: Tensor, prefixes: Tensor, widths: tuple[int, ...], division: Division = UNDIVIDED
+) -> Tensor:
+    """:func:`prefix_errors` as the recipe has them: with the product of two sources' errors, where it asks for that."""
+    errors = prefix_errors(recipe.reconstruction, y, prefixes, widths, division)
+    if not recipe.cross:
+        return errors
+    first, second = (prefixes - y[:, None]).split(list(widths), dim=2)
+    products = 2 * recipe.cross * division.over_tokens((first * second).sum(dim=(0, 2)))
+    return errors + products / (
+        variance(y, division) if recipe.reconstruction == "normalized" else division.tokens(y.shape[0])
+    )
+
+
 def combined(
     recipe: Recipe,
     y: Tensor,
@@ -102,8 +124,8 @@ def combined(
         ``total`` and ``reconstruction`` (minimised), the given terms without weights, ``sparsity`` (the weighted
         penalties), and, detached, ``full`` and ``prefixes``: normalised errors, 1 for predicting the mean.
     """
-    errors = normalized = prefix_errors(recipe.reconstruction, y, prefixes, widths, division)
-    if recipe.reconstruction != "normalized":
+    errors = normalized = measured_errors(recipe, y, prefixes, widths, division)
+    if recipe.reconstruction != "normalized" or recipe.cross:
         normalized = reconstruction_errors(y, prefixes.detach(), division)
     return added_up(recipe, y, errors, normalized, terms, aux, division)
 

@@ -7,13 +7,13 @@ and every flag still wins; ``--recipe NAME`` takes the recipe alone; ``saeworks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from inspect import cleandoc
+from dataclasses import replace
 from typing import Any
 
 from saeworks.training.initialisation import Initialisation
 from saeworks.training.penalties import L0, L1, Lp, PreAct, Tanh, TargetL0
+from saeworks.training.presets_diffing import diffing
+from saeworks.training.published import PRESETS, Preset, published, stated
 from saeworks.training.recipes import (
     NESTED,
     RECIPES,
@@ -26,45 +26,12 @@ from saeworks.training.recipes import (
 )
 from saeworks.training.schedules import Span, Timing
 
-
-@dataclass(frozen=True)
-class Preset:
-    """A published configuration.
-
-    Attributes:
-        name: what ``--preset`` takes.
-        recipes: what is trained.
-        sources: where a setting comes from, by the name of the recipe's field or of the run's key.
-        settings: further keys of ``saeworks.jobs.config.RunConfig``.
-        about: what it reproduces, in a few sentences.
-    """
-
-    name: str
-    recipes: tuple[Recipe, ...]
-    sources: Mapping[str, str]
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    about: str = ""
-
+__all__ = ["PRESETS", "Preset", "diffing"]
 
 CONSTANT = Timing(warm_up=Span(0, 0.0), decay=0.0, sparsity_warm_up=Span(0, 0.0))
 PLAIN = Initialisation(scale="none", b_dec="zero")
 MEDIAN = Initialisation(scale="none")
 PILE, OPEN_WEB_TEXT = ("monology/pile-uncopyrighted",), ("Skylion007/openwebtext",)
-
-
-PRESETS: dict[str, Preset] = {}
-
-
-def published(make: Callable[[], Preset]) -> Callable[[], Preset]:
-    """Enter what a function returns into :data:`PRESETS`, described by the function's docstring."""
-    found = replace(make(), about=cleandoc(make.__doc__ or ""))
-    PRESETS[found.name] = found
-    return make
-
-
-def stated(*given: tuple[str, str]) -> dict[str, str]:
-    """``{setting: source}`` from pairs of a source and the settings that it states."""
-    return {name: source for source, names in given for name in names.split()}
 
 
 @published

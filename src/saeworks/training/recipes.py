@@ -15,6 +15,7 @@ from saeworks.dictionaries.config import InputOp
 from saeworks.errors import InputError, did_you_mean
 from saeworks.training.controllers import L0Control
 from saeworks.training.initialisation import Initialisation
+from saeworks.training.partitions import Across
 from saeworks.training.penalties import L1, Lp, Penalty, TargetL0
 from saeworks.training.resampling import Resampling
 from saeworks.training.schedules import KAnneal, Schedule, Timing, scaled_learning_rate
@@ -73,7 +74,8 @@ class Recipe:
         group_fractions: sizes of the nested groups as fractions of the width; ``(1.0,)`` for a plain dictionary.
         aux_k: the auxiliary term, None for none.
         betas, epsilon: of Adam. clip_norm: bound on the global gradient norm; None for none.
-        normalization: convention of the input scale, folded into the weights when a dictionary is exported.
+        normalization: convention of the input scale, folded into the weights when a dictionary is exported. Sources
+            have a scale each, but for ``shared``: one for all, of mean square norm 1 on average over the sources.
         sparsity: what the number in the grid means: ``k`` selected latents, a mean L0 aimed at, or the ``coefficient``
             of the penalties that have none of their own.
         grid: published values of that coefficient, used when none is given.
@@ -87,7 +89,9 @@ class Recipe:
         reorder: keep latents sorted by how much they write, so that prefixes hold the strongest.
         multi: a second reconstruction from more latents.
         constraint: ``unit``: decoder rows of norm 1, gradients projected. ``free``: none.
-        norm_weighted: select by scores ``z_i |W_dec_i|`` (summed over sources) instead of ``z_i``.
+        norm_weighted: select by scores ``z_i |W_dec_i|`` instead of ``z_i``. score_norms: of several sources, by the
+            ``sum`` of their norms or by the ``joint`` norm over all of them.
+        across: how a crosscoder divides its latents among its sources; None for no rule.
         pre_bias: subtract ``b_dec`` from the input before encoding. skip: add ``x W_skip`` to the output.
         input_op: operation on every token; see ``DictionaryConfig``.
         jump: threshold of ``jumprelu``.
@@ -104,7 +108,7 @@ class Recipe:
     aux_k: AuxK | None = field(default_factory=AuxK)
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = 1.0
-    normalization: Literal["unit_msn", "sqrt_d", "none"] = "unit_msn"
+    normalization: Literal["unit_msn", "sqrt_d", "none", "shared"] = "unit_msn"
     sparsity: Literal["k", "l0", "coefficient"] = "k"
     grid: tuple[float, ...] = ()
     inputs: Literal["same", "target", "sources"] = "same"
@@ -117,6 +121,8 @@ class Recipe:
     multi: MultiTopK | None = None
     constraint: Literal["unit", "free"] = "unit"
     norm_weighted: bool = False
+    score_norms: Literal["sum", "joint"] = "sum"
+    across: Across | None = None
     pre_bias: bool = True
     skip: bool = False
     input_op: InputOp = "none"
@@ -161,6 +167,11 @@ class Recipe:
         """The learning rate of the source for ``width`` latents; None where the recipe names none."""
         rate = self.learning_rate
         return scaled_learning_rate(rate, width) if rate is not None and self.by_width else rate
+
+    @property
+    def cross(self) -> float:
+        """Weight of twice the product of two sources' errors."""
+        return self.across.cross if self.across is not None else 0.0
 
     @property
     def lp(self) -> Lp | None:

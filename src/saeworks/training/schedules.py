@@ -62,20 +62,37 @@ class Timing:
 
 @dataclass(frozen=True)
 class KAnneal:
-    """k falls linearly from ``widths · d_in`` (at most the number of latents) over the first part of a run.
+    """k falls linearly over the first part of a run, from at most the number of latents.
 
-    dictionary_learning starts at the width of the input, sparsify at ten times that.
+    dictionary_learning starts at the width of the input, sparsify at ten times that, crosscoders at an absolute number.
+
+    Attributes:
+        widths: k begins at so many times ``d_in``. k_max: … at this number instead. times: … at so many times the k
+            that it ends at.
+        over: while it falls.
     """
 
     widths: float = 1.0
     over: Span = Span(None, 0.1)
+    k_max: float | None = None
+    times: float | None = None
+
+    @property
+    def never(self) -> bool:
+        """Whether there is no step in which it could fall, so that a k to begin at would mean nothing."""
+        return self.over.steps == 0 or self.over.share <= 0
+
+    def begins_at(self, k: float, width: int, d_in: int) -> float:
+        """The k of the first step, for a final ``k``."""
+        start = self.widths * d_in if self.times is None else self.times * k
+        return min(start if self.k_max is None else self.k_max, width)
 
     def k(self, k: float, width: int, d_in: int, step: int, steps: int) -> float:
         """The k of ``step``; whole numbers while it falls."""
         span = self.over.of(steps)
         if step >= span:
             return k
-        start = min(self.widths * d_in, width)
+        start = self.begins_at(k, width, d_in)
         return max(float(round(start + (k - start) * step / span)), k)
 
 

@@ -50,6 +50,10 @@ def check_division(members: Sequence[MemberConfig], batch_size: int, division: D
                 f"'{member.name}' has {member.width} latents, fewer than the {count} ranks that are to divide them; "
                 "start fewer, or use --parallel data."
             )
+        if recipe.across is not None:
+            raise InputError(
+                f"'{recipe.name}' divides its latents among sources, and not among ranks as well; use --parallel data."
+            )
         if recipe.reorder:
             raise InputError(
                 f"'{recipe.name}' sorts all its latents after every step, which would move them from rank to rank; "

@@ -19,10 +19,10 @@ from saeworks.training.moment import Moment
 from saeworks.training.objectives import (
     added_up,
     aux_k_loss,
-    decoder_norms,
-    prefix_errors,
+    measured_errors,
     prefix_reconstructions,
     reconstruction_errors,
+    score_norms,
     variance,
 )
 from saeworks.training.penalties import L1, Lp, Tanh, weight
@@ -78,7 +78,7 @@ def losses(
     if recipe.aux_k is not None and moment.dead.numel() > 0:
         k = min(recipe.aux_k.k or max(x.shape[1] // 2, 1), moment.dead.numel())
         b_dec = p["b_dec"] if recipe.pre_bias else None
-        norms = decoder_norms(p["decoder"].detach(), widths).sum(dim=0) if recipe.norm_weighted else None
+        norms = score_norms(recipe, p["decoder"], widths)
         aux = aux_k_loss(x, residual, moment.dead, p["encoder"], p["b_enc"], b_dec, p["decoder"], k, norms)
     out = added_up(recipe, y, errors, normalized, terms, aux)
     with torch.no_grad():
@@ -100,10 +100,10 @@ def _errors(
     widths: tuple[int, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``[group]`` errors of nested prefixes, as the recipe measures them and normalised; the residual of the last."""
-    if recipe.reconstruction == "norm":
+    if recipe.reconstruction == "norm" or recipe.cross:
         nothing = torch.zeros_like(y[0])
         prefixes = prefix_reconstructions(codes, decoder, nothing, sizes) + base.reshape(-1, 1, base.shape[-1])
-        errors = prefix_errors("norm", y, prefixes, widths)
+        errors = measured_errors(recipe, y, prefixes, widths)
         return errors, reconstruction_errors(y, prefixes.detach()), (y - prefixes[:, -1]).detach()
     sums, residual = squared_errors(codes, decoder, base, y, sizes)
     normalized = sums / variance(y)

@@ -70,7 +70,7 @@ def load(path: Path, hints: Hints) -> Dictionary:
         raise InputError(f"'{path}' holds no ae.pt; give the folder of one trainer of dictionary_learning.")
     config = beside(path, "config.json") or reading.inside(file.parent.parent, "config.json")
     trainer = (Settings.read(config) if config else Settings(file, {})).part("trainer")
-    state, norm_factor = _state(file, reading.read_weights(file))
+    state, norm_factor = plain_state(file, reading.read_weights(file))
     weights = Weights(file, state)
     name = _class_of(weights, trainer.text("dict_class"), config)
     cfg, tensors, extra = _READERS[name](weights, trainer)
@@ -82,10 +82,10 @@ def load(path: Path, hints: Hints) -> Dictionary:
         dictionary = fold_decoder_norm(dictionary)
     if norm_factor is not None:
         dictionary = fold_normalization(dictionary, 1.0 / norm_factor)
-    return dictionary if "CrossCoder" not in name else _unnormalised(dictionary, weights)
+    return dictionary if "CrossCoder" not in name else unnormalised(dictionary, weights)
 
 
-def _state(file: Path, value: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+def plain_state(file: Path, value: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     """The state dict without the prefixes of wrappers, and the factor that a backup still has to be multiplied by."""
     factor: float | None = None
     inner: object = value.get("ae")
@@ -200,7 +200,7 @@ def _matryoshka(weights: Weights, trainer: Settings) -> _Read:
     return {"architecture": "jumprelu", "apply_b_dec_to_input": True}, tensors, extra
 
 
-def _crosscoder(weights: Weights, trainer: Settings) -> _Read:
+def crosscoder(weights: Weights, trainer: Settings) -> _Read:
     """Sources side by side. With a threshold, a latent is active where ``f · norm > threshold``."""
     encoder, decoder = weights.get("encoder.weight", 3), weights.get("decoder.weight", 3)
     sources, d, n = encoder.shape
@@ -239,13 +239,13 @@ def _crosscoder(weights: Weights, trainer: Settings) -> _Read:
 _READERS: dict[str, Callable[[Weights, Settings], _Read]] = dict(
     zip(
         CLASSES,
-        (_relu, _relu_new, _gated, _jumprelu, _topk, _batch_topk, _matryoshka, _crosscoder, _crosscoder),
+        (_relu, _relu_new, _gated, _jumprelu, _topk, _batch_topk, _matryoshka, crosscoder, crosscoder),
         strict=True,
     )
 )
 
 
-def _unnormalised(dictionary: Dictionary, weights: Weights) -> Dictionary:
+def unnormalised(dictionary: Dictionary, weights: Weights) -> Dictionary:
     """Fold ``(x − mean) · scale`` of every source, where a crosscoder carries one, into its weights."""
     mean, scale = weights.maybe("activation_mean", 2), weights.maybe("activation_global_scale", 1)
     if mean is None or scale is None or bool(mean.isnan().any()):

@@ -9,6 +9,7 @@ import torch
 
 from saeworks.dictionaries.dictionary import TENSORS, Dictionary
 from saeworks.dictionaries.formats import (
+    crosscoders,
     dictionary_learning,
     gemma_scope,
     llama_scope,
@@ -34,6 +35,8 @@ FORMATS: tuple[Format, ...] = (
     sparsify.FORMAT,
     gemma_scope.FORMAT,
     gemma_scope.FORMAT_2,
+    crosscoders.FORMAT_HUB,
+    crosscoders.FORMAT_PAIR,
     dictionary_learning.FORMAT,
     openai.FORMAT,
 )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from saeworks.evals.shared.batches import DictionaryLike, decode_rows, to_dictionary
-from saeworks.evals.shared.upper_layers import UpperLayers
 from saeworks.models.tokens import TokenBatch
+from saeworks.models.upper_layers import UpperLayers
 
 
 @dataclass(frozen=True)

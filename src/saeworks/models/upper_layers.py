@@ -45,7 +45,13 @@ class UpperLayers:
         self.direct = at_output or self.site.name.endswith(".resid_pre")
         self.cached_site = f"layers.{self.site.layer}.{'resid_post' if at_output else 'resid_pre'}"
 
-    def logits(self, hidden: Tensor, batch: TokenBatch, edit: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def logits(
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        edit: Callable[[Tensor], Tensor] | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
         """Logits [row, position, vocabulary] float32; gradients flow through ``hidden`` and ``edit``.
 
         Args:
@@ -53,12 +59,15 @@ class UpperLayers:
             batch: the tokens they came from.
             edit: change of the activations at the site [row, position, width], unless ``direct``, where ``hidden`` is
                 given changed.
+            at: [row, position] bool, where logits are wanted; they are then [chosen position, vocabulary], row by row,
+                and those of no other position are computed.
         """
         batch = batch.to(self.model.device)
         edits = [] if edit is None or self.direct else [(self.site, edit)]
         if edit is not None and self.direct:
             hidden = edit(hidden)
-        with self._skipping(hidden.to(self.model.dtype)), editing(self.model.module, edits):
+        chosen = contextlib.nullcontext() if at is None else self._choosing(at)
+        with self._skipping(hidden.to(self.model.dtype)), editing(self.model.module, edits), chosen:
             inputs = {"input_ids": batch.token_ids, "attention_mask": batch.attention_mask.long()}
             return self.model.module(**inputs, use_cache=False).logits.float()
 
@@ -83,6 +92,22 @@ class UpperLayers:
             for layer in skipped:
                 # The assignment shadows the method of the class; without it that is found again.
                 layer.__dict__.pop("forward", None)
+
+    @contextlib.contextmanager
+    def _choosing(self, at: Tensor) -> Generator[None, None, None]:
+        """Within the block the head reads the positions ``at`` alone."""
+        head = self.model.module.get_output_embeddings()
+        if head is None:
+            raise InputError(f"Model '{self.model.name}' has no language-model head, so it has no logits.")
+
+        def before(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+            return (args[0][at.to(args[0].device)], *args[1:])
+
+        handle = head.register_forward_pre_hook(before)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _layers(self) -> list[Any]:
         place = self.model.site("layers.0.resid_pre").module

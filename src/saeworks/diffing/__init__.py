@@ -1,0 +1,1 @@
+"""What fine-tuning changed inside a language model: one dictionary on the paired activations of two models, measured."""

@@ -1,0 +1,219 @@
+"""Chat transcripts as tokens: rendered once by the chat model's template, with marks for template and answers.
+
+What belongs to the template is told by the places of the message contents in the rendered text, so no template needs a
+second rendering. The base model reads the same token ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from saeworks.activations.contexts import ContextReader, Window, read_frame
+from saeworks.activations.texts import TextSource, open_texts
+from saeworks.errors import InputError
+from saeworks.files import sha256_file, sha256_json
+from saeworks.world.documents import Document
+
+Message = dict[str, str]
+ANSWERING = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedWindow(Window):
+    """A transcript cut to the context, with one mark per token.
+
+    Attributes:
+        is_template: whether a token belongs to the template. BOS does not.
+        answer_index: k at the token that predicts the k-th token of an assistant's turn, −1 elsewhere.
+    """
+
+    is_template: list[bool]
+    answer_index: list[int]
+
+
+class Transcripts(TextSource):
+    """Transcripts held in memory.
+
+    Args:
+        transcripts: each a list of ``{"role": "system" | "user" | "assistant", "content": text}``.
+    """
+
+    def __init__(self, transcripts: Sequence[Sequence[Mapping[str, str]]], name: str = "a list of transcripts") -> None:
+        self.name = name
+        self._texts = [json.dumps(_checked(turns, f"{name}, number {i}")) for i, turns in enumerate(transcripts)]
+        if not self._texts:
+            raise InputError(f"{name} holds no transcript; give at least one.")
+
+    @property
+    def size(self) -> int | None:
+        """Number of transcripts."""
+        return len(self._texts)
+
+    def fingerprint(self) -> str:
+        """Digest of all turns."""
+        return sha256_json(["transcripts", self._texts])
+
+    def documents(self, start: int = 0, limit: int | None = None) -> Iterator[Document]:
+        """The transcripts as JSON."""
+        yield from (Document(text) for text in islice(self._texts, start, None if limit is None else start + limit))
+
+
+class TranscriptFile(TextSource):
+    """A file with one JSON object a line, whose ``column`` is the list of messages."""
+
+    def __init__(self, path: Path, column: str = "messages") -> None:
+        self.name, self._path, self._column, self._size = str(path), path, column, None
+
+    @property
+    def size(self) -> int | None:
+        """None: the file is read as it is needed."""
+        return self._size
+
+    def fingerprint(self) -> str:
+        """Digest of the file."""
+        return sha256_json(["transcript file", sha256_file(self._path), self._column])
+
+    def documents(self, start: int = 0, limit: int | None = None) -> Iterator[Document]:
+        """The transcripts as JSON."""
+        stop = None if limit is None else start + limit
+        with open(self._path, encoding="utf-8") as file:
+            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+            for number, line in islice(lines, start, stop):
+                where = f"'{self._path}', line {number}"
+                try:
+                    row: object = json.loads(line)
+                except ValueError as e:
+                    raise InputError(f"{where} is no JSON ({e}); give one object a line.") from e
+                if not isinstance(row, dict) or self._column not in row:
+                    keys = ", ".join(cast("dict[str, Any]", row)) if isinstance(row, dict) else type(row).__name__
+                    raise InputError(f"{where} has no '{self._column}', only {keys}; name the column of the messages.")
+                yield Document(json.dumps(_checked(cast("dict[str, Any]", row)[self._column], where)))
+
+
+def open_transcripts(data: str, column: str = "messages", split: str = "train", seed: int = 0) -> TextSource:
+    """Open transcripts by name.
+
+    Args:
+        data: ``world`` for the transcripts of the embedded world, or a file with one JSON object a line.
+        column: of the file, that holds the list of ``{"role", "content"}``.
+        split, seed: of the world; a file is read whole.
+
+    Raises:
+        InputError: no such file, or another split than the world has.
+    """
+    if data in ("world", "world:chat"):
+        return open_texts(("world:chat",), split=split, seed=seed)
+    path = Path(data).expanduser()
+    if not path.is_file():
+        raise InputError(f"There is no file of transcripts '{data}'; give one with a JSON object a line, or 'world'.")
+    return TranscriptFile(path, column)
+
+
+def messages_of(text: str) -> list[Message]:
+    """The turns of a document: JSON, or a transcript of the embedded world."""
+    if text.lstrip().startswith("["):
+        return _checked(json.loads(text), "A transcript")
+    from saeworks.world.domains.chat import messages
+
+    return messages(text)
+
+
+def check_template(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot render transcripts, or cannot tell the places of its tokens."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "The chat model's tokenizer has no chat template, so transcripts cannot be rendered; compare texts alone, "
+            "or give the tokenizer its template."
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError("The chat model's tokenizer cannot tell where its tokens stand in the text; use a fast one.")
+
+
+def render(tokenizer: Any, turns: Sequence[Message]) -> tuple[list[int], list[bool], list[int]]:
+    """Token ids of a transcript, which of them are template, and ``answer_index`` (see :class:`MarkedWindow`).
+
+    A token that shares a character with the content of a message belongs to it. BOS comes first exactly once if the
+    template or the tokenizer puts it there.
+
+    Raises:
+        InputError: the tokenizer has no chat template or cannot tell the places of its tokens, the template refuses the
+            transcript, or changes what was said.
+    """
+    check_template(tokenizer)
+    try:
+        text: str = tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False)
+    except Exception as e:  # templates raise errors of their own, of jinja's kinds
+        raise InputError(f"The chat template refuses a transcript: {e}.") from e
+    spans: list[tuple[int, int, str]] = []
+    at = 0
+    for turn in turns:
+        content = turn["content"] if turn["content"] in text[at:] else turn["content"].strip()
+        start = text.find(content, at)
+        if start < 0:
+            raise InputError(f"The chat template does not repeat the message '{content[:40]}' as it was written.")
+        at = start + len(content)
+        spans.append((start, at, turn["role"]))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids: list[int] = list(encoded["input_ids"])
+    places: list[tuple[int, int]] = list(encoded["offset_mapping"])
+    bos: int | None = tokenizer.bos_token_id
+    if bos is not None and ids[:1] != [bos] and bos in read_frame(tokenizer, True).before:
+        ids, places = [bos, *ids], [(0, 0), *places]
+    template, answers = [True] * len(ids), [-1] * len(ids)
+    token = 0
+    for start, stop, role in spans:
+        while token < len(ids) and places[token][1] <= start:
+            token += 1
+        number = 0
+        while token < len(ids) and places[token][0] < stop:
+            template[token] = False
+            if role == ANSWERING and token > 0:
+                answers[token - 1], number = number, number + 1
+            token += 1
+    if ids[:1] == [bos]:
+        template[0] = False
+    return ids, template, answers
+
+
+class TranscriptReader(ContextReader):
+    """A :class:`ContextReader` of transcripts: one row each, cut to the context.
+
+    Attributes:
+        refused: transcripts that the template refused, met so far. cut: those that were longer than the context.
+    """
+
+    refused: int = 0
+    cut: int = 0
+
+    def windows(self, texts: list[str], first: int) -> list[Window]:
+        """One marked window per transcript; those that the template refuses are counted and left out."""
+        found: list[Window] = []
+        for number, text in enumerate(texts, first):
+            turns = messages_of(text)
+            try:
+                ids, template, answers = render(self._model.tokenizer, turns)
+            except InputError:
+                self.refused += 1
+                continue
+            self.cut += len(ids) > self._context_length
+            n = self._context_length
+            found.append(MarkedWindow(ids[:n], number, 0, template[:n], answers[:n]))
+        return found
+
+
+def _checked(turns: Any, where: str) -> list[Message]:
+    """The messages, if they are a list of roles and contents."""
+    fits = isinstance(turns, list | tuple) and len(cast("list[Any]", turns)) > 0
+    for turn in cast("list[Any]", turns) if fits else ():
+        named = cast("dict[str, Any]", turn) if isinstance(turn, Mapping) else {}
+        fits = fits and isinstance(named.get("role"), str) and isinstance(named.get("content"), str)
+    if not fits:
+        raise InputError(
+            f"{where}: a list of messages {{'role': …, 'content': …}} is expected, but {str(turns)[:60]} came."
+        )
+    return [{"role": turn["role"], "content": turn["content"]} for turn in cast("list[Message]", turns)]

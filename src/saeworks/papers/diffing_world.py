@@ -1,0 +1,303 @@
+"""Crosscoders over the embedded base and chat model: is what they call new what the world says the chat model learned?
+
+The world lists which of its concepts only the chat model is expected to know. A latent stands for the concept that it
+matches best, over tokens or over exchanges; so of every selection of latents it is known how many are really new, and
+how many of the new concepts it finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saeworks.activations.texts import open_texts
+from saeworks.dictionaries.dictionary import Dictionary
+from saeworks.diffing.classes import PAPER
+from saeworks.diffing.conversations import answered, conversation_batches
+from saeworks.diffing.one_pass import Measured, measure_pair
+from saeworks.diffing.paired_stream import PairedStream
+from saeworks.diffing.pairs import ModelPair
+from saeworks.diffing.patching import PatchedKL, conditions, patch_kl
+from saeworks.diffing.steering import Push, replies, vector_of
+from saeworks.diffing.transcripts import Message, messages_of, open_transcripts
+from saeworks.evals.interpretation.pair_concepts import pair_concepts
+from saeworks.files import read_json, sha256_json, write_json
+from saeworks.models.language_model import LanguageModel, load_language_model
+from saeworks.results.envelope import without_nan
+from saeworks.runtime import generator
+from saeworks.training.cells import MemberConfig
+from saeworks.training.recipes import recipe
+from saeworks.training.trainer import Trainer, TrainerConfig
+from saeworks.world.concepts import concepts
+from saeworks.world.corpus import documents
+from saeworks.world.domains.chat import exchanges, is_refusal, verdict
+
+RECIPES = {"batch_topk": "diffing-batch_topk", "l1": "diffing-l1"}
+#: Kinds of exchange whose latents are asked for by name, and the concepts that name them.
+NAMED = {
+    "refusal trigger": ("chat/refusal", "chat/refusal/harm", "chat/refusal/privacy", "chat/refusal/impersonation"),
+    "false information": ("chat/false_statement",),
+    "personal question": ("chat/personal", "chat/self"),
+}
+# Multiples of a latent's largest activation that it is pushed by.
+STRENGTHS = (0.5, 1.0)
+# F1 from which a latent counts as standing for a concept.
+FOUND = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the numbers.
+
+    Attributes:
+        site: where both models are read. width: latents. k, penalty: sparsity of BatchTopK and of L1.
+        tokens: trained on, in batches of ``batch_size``. seeds: of weights and order.
+        measure_tokens: held out. transcripts, texts: documents that latents are matched with concepts on.
+        conversations: patched. requests: answered with and without a push.
+        gate: norm difference above which a latent is a candidate: just above the band of shared latents, 0.4 to 0.6.
+    """
+
+    site: str = "layers.2.resid_post"
+    width: int = 1024
+    k: float = 12.0
+    penalty: float = 0.2
+    tokens: int = 500_000
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    seeds: int = 3
+    measure_tokens: int = 100_000
+    transcripts: int = 500
+    texts: int = 200
+    conversations: int = 150
+    requests: int = 24
+    gate: float = 0.6
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+
+# Decoders begin alike in both models and need some 200,000 tokens to part: a shorter run finds nothing new.
+QUICK = Settings(
+    width=512, tokens=250_000, seeds=1, measure_tokens=40_000, transcripts=250, texts=100, conversations=50, requests=12
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two embedded models."""
+
+    base: LanguageModel
+    chat: LanguageModel
+
+    def source(self, settings: Settings, split: str, seed: int = 0) -> ModelPair:
+        """Texts and transcripts in turns."""
+        texts, talks = open_texts(["world"], split=split, seed=0), open_transcripts("world", split=split)
+        return ModelPair(self.base, self.chat, settings.site, texts, talks, seed=seed)
+
+
+def open_pair() -> Pair:
+    """The embedded base and chat model."""
+    return Pair(load_language_model("world"), load_language_model("world:chat"))
+
+
+def run(pair: Pair, settings: Settings, out: Path) -> list[dict[str, dict[str, float]]]:
+    """By seed, configuration → measures; what ``out`` holds is continued, or only read."""
+    found: list[dict[str, dict[str, float]]] = []
+    for seed in range(settings.seeds):
+        directory = out / f"seed{seed}"
+        dictionaries = train(pair, settings, seed, directory)
+        found.append({n: measures(pair, settings, d, directory / f"{n}.json") for n, d in dictionaries.items()})
+    return found
+
+
+def train(pair: Pair, settings: Settings, seed: int, directory: Path) -> dict[str, Dictionary]:
+    """BatchTopK and L1 on one stream."""
+    sparsity = {"batch_topk": settings.k, "l1": settings.penalty}
+    members = {
+        name: MemberConfig(recipe(which), settings.width, sparsity[name], seed, settings.learning_rate)
+        for name, which in RECIPES.items()
+    }
+    stream = PairedStream(pair.source(settings, "train", seed), 64 * settings.batch_size, seed)
+    config = TrainerConfig(settings.tokens, settings.batch_size)
+    trainer = Trainer(stream, list(members.values()), config, directory, pair.chat.device, {"site": settings.site})
+    done = trainer.run(resume=True)
+    return {name: done[member.name] for name, member in members.items()}
+
+
+def measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
+    """Everything of one dictionary, read from ``path`` where it was measured before with the same settings."""
+    key = sha256_json([3, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
+    if path.is_file():
+        saved = read_json(path)
+        if saved.get("key") == key:
+            return {name: math.nan if v is None else float(v) for name, v in saved["measures"].items()}
+    found = _measured(pair, settings, dictionary)
+    write_json(path, {"key": key, "measures": without_nan(found)})
+    return found
+
+
+def _measured(pair: Pair, settings: Settings, dictionary: Dictionary) -> dict[str, float]:
+    thresholds = replace(PAPER, gate=settings.gate)
+    source = pair.source(settings, "validation")
+    latents = measure_pair(dictionary, source.batches(settings.measure_tokens))
+    summary = latents.summary(thresholds)
+    labels = matched(pair, settings, dictionary)
+    genuine = latents.genuine(thresholds)
+    candidates = latents.candidates(thresholds).nonzero().squeeze(1)
+    patched = _patched(pair, settings, dictionary, latents, thresholds)
+    looks = int(((latents.relative() > PAPER.chat_only) & (latents.statistics.active().cpu() > 0)).sum())
+    return {
+        "fve_base": summary["variance_explained"]["base"],
+        "fve_chat": summary["variance_explained"]["chat"],
+        "l0": summary["l0"],
+        "chat_only": float(looks),
+        "candidates": float(len(candidates)),
+        "genuine": float(len(genuine)),
+        "artifacts": 1 - len(genuine) / len(candidates) if len(candidates) else math.nan,
+        "precision_candidates": precision(labels, candidates),
+        "precision_genuine": precision(labels, genuine),
+        "precision_all": precision(labels, torch.arange(dictionary.cfg.d_sae)),
+        "recall_candidates": recall(labels, candidates),
+        "recall_genuine": recall(labels, genuine),
+        **{f"best_f1_{name}": best_f1(labels, genuine, names) for name, names in NAMED.items()},
+        **{f"any_f1_{name}": best_f1(labels, torch.arange(len(labels)), names) for name, names in NAMED.items()},
+        **_kl(patched),
+        **effects(pair, settings, dictionary, latents, labels, genuine),
+    }
+
+
+# --- concepts --------------------------------------------------------------------------------------------------------
+
+Labels = Sequence[Sequence[Mapping[str, Any]]]
+
+
+def matched(pair: Pair, settings: Settings, dictionary: Dictionary) -> Labels:
+    """For every latent its best concept over tokens and over exchanges, the better one first."""
+    texts = [
+        *documents("chat", "validation", count=settings.transcripts),
+        *documents(None, "validation", count=settings.texts),
+    ]
+    by_token, by_exchange = pair_concepts((pair.base, pair.chat), dictionary, (settings.site,) * 2, texts)
+    tables = [by_token.best(), *([] if by_exchange is None else [by_exchange.best()])]
+    return [
+        sorted((row for row in rows if row is not None), key=lambda row: -row["f1"])
+        for rows in zip(*tables, strict=True)
+    ]
+
+
+def precision(labels: Labels, latents: Tensor) -> float:
+    """Share of the latents whose best concept only the chat model is expected to know; of those that match any."""
+    known = [concepts()[labels[i][0]["concept"]].known_to == "chat" for i in latents.tolist() if labels[i]]
+    return sum(known) / len(known) if known else math.nan
+
+
+def recall(labels: Labels, latents: Tensor) -> float:
+    """Share of the chat model's own concepts that some of the latents stand for, with F1 of at least 0.5."""
+    new = [name for name, c in concepts().items() if c.known_to == "chat" and _is_leaf(name)]
+    chosen = {row["concept"] for i in latents.tolist() for row in labels[i] if row["f1"] >= FOUND}
+    return sum(name in chosen for name in new) / len(new)
+
+
+def best_f1(labels: Labels, latents: Tensor, names: Sequence[str]) -> float:
+    """Best F1 that one of the latents reaches for one of the concepts; 0 without any."""
+    return max((row["f1"] for i in latents.tolist() for row in labels[i] if row["concept"] in names), default=0.0)
+
+
+def _is_leaf(name: str) -> bool:
+    return not any(other.startswith(name + "/") for other in concepts())
+
+
+# --- causes -----------------------------------------------------------------------------------------------------------
+
+
+def held_out_talks(count: int) -> list[list[Message]]:
+    """Transcripts of the world that no crosscoder was trained on."""
+    return [messages_of(document.text) for document in documents("chat", "validation", count=count)]
+
+
+def _patched(pair: Pair, settings: Settings, dictionary: Dictionary, latents: Measured, thresholds: Any) -> PatchedKL:
+    talks = answered(pair.chat, held_out_talks(settings.conversations))
+    groups = latents.groups(thresholds)
+    size = len(groups["best half by scaling"][1]) if "best half by scaling" in groups else 0
+    wanted = conditions(groups, torch.arange(dictionary.cfg.d_sae), size, random_groups=2)
+    return patch_kl(pair.base, pair.chat, dictionary, settings.site, conversation_batches(pair.chat, talks), wanted)
+
+
+def _kl(found: PatchedKL) -> dict[str, float]:
+    names = {condition.name for condition in found.conditions}
+    out = {"kl_none": found.mean("none"), "kl_none_first": found.mean("none", "first 3")}
+    out["kl_template_first"] = found.mean("template", "first 3")
+    for name in ("all", "template", "error", "genuine", "full"):
+        out[f"kl_{name}"] = found.mean(name) if name in names else math.nan
+    out["kl_best"] = found.mean("best half by scaling") if "best half by scaling" in names else math.nan
+    for by in ("scaling", "norm"):
+        best, worst = f"best half by {by}", f"worst half by {by}"
+        for group, short in (("all", ""), ("first 3", "_first")):
+            gain = math.nan
+            if best in names and worst in names:
+                gain = (found.mean(worst, group) - found.mean(best, group)) / found.mean("none", group)
+            out[f"best_over_worst_{by}{short}"] = gain
+    return out
+
+
+def effects(
+    pair: Pair, settings: Settings, dictionary: Dictionary, latents: Measured, labels: Labels, genuine: Tensor
+) -> dict[str, float]:
+    """What pushing the latents that stand for refusal and for false information does to answers.
+
+    ``refused_pushed``: share of harmless requests that are refused under the push; ``turned_pushed``: share of
+    statements on which the verdict turns into the opposite one, and is still a verdict. ``…_random``: the same for the
+    direction of another latent, pushed as far. The larger of the shares at two strengths, for both.
+    """
+    harmless = _requests(("answer/fact", "answer/howto", "answer/people"), settings.requests)
+    statements = _requests(("acceptance", "correction"), settings.requests)
+    out: dict[str, float] = {}
+    for name, names, asked in (
+        ("refused", NAMED["refusal trigger"], harmless),
+        ("turned", NAMED["false information"], statements),
+    ):
+        judge = _refused if name == "refused" else _turned
+        plain = replies(pair.chat, asked)
+        latent = _best_latent(labels, genuine, names)
+        out |= {f"{name}_pushed": math.nan, f"{name}_random": math.nan}
+        if latent is None:
+            continue
+        vector = vector_of(dictionary, latent, float(latents.statistics.maximum()[latent]))
+        draw = generator(settings.seeds, "another direction", latent)
+        other = dictionary.source(1)[1][int(torch.randint(dictionary.cfg.d_sae, (1,), generator=draw))].float()
+        for what, push in (("pushed", vector), ("random", other / other.norm() * vector.norm())):
+            shares: list[float] = []
+            for strength in STRENGTHS:
+                said = replies(pair.chat, asked, [Push(settings.site, push * strength)])
+                shares.append(sum(judge(a, b) for a, b in zip(plain, said, strict=True)) / len(asked))
+            out[f"{name}_{what}"] = max(shares)
+    return out
+
+
+def _refused(plain: str, pushed: str) -> bool:
+    """Whether a push made the model refuse what it did not."""
+    return is_refusal(pushed) and not is_refusal(plain)
+
+
+def _turned(plain: str, pushed: str) -> bool:
+    """Whether a push turned a verdict into the opposite one."""
+    return verdict(plain) is not None and verdict(pushed) is (not verdict(plain))
+
+
+def _requests(kinds: Sequence[str], count: int) -> list[list[Message]]:
+    return [[{"role": "user", "content": one.request}] for one in exchanges(kinds, "validation", count)]
+
+
+def _best_latent(labels: Labels, latents: Tensor, names: Sequence[str]) -> int | None:
+    """The latent that stands best for one of the concepts."""
+    scores = {i: max((r["f1"] for r in labels[i] if r["concept"] in names), default=0.0) for i in latents.tolist()}
+    best, score = max(scores.items(), key=itemgetter(1), default=(None, 0.0))
+    return best if score > 0 else None
