@@ -1,1 +1,1 @@
-"""What fine-tuning changed inside a language model: one dictionary on the paired activations of two models, measured."""
+"""What fine-tuning changed in a language model: one dictionary on paired activations of two models, measured."""

@@ -89,7 +89,7 @@ def row_of(name: str, dictionary: Dictionary, results: Iterable[Result]) -> Row:
         "dictionary": name,
         "architecture": str(metadata["recipe"]),
         "width": dictionary.cfg.d_sae,
-        "setting": float(metadata["k"]),
+        "setting": float(metadata["penalty"] if metadata.get("k") is None else metadata["k"]),
         "seed": int(metadata["seed"]),
         **values,
     }

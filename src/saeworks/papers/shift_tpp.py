@@ -72,7 +72,8 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
     found: dict[tuple[str, int, float], list[dict[str, float]]] = {}
     for name, dictionary in dictionaries.items():
         metadata = dictionary.cfg.metadata
-        key = (str(metadata["recipe"]), _tokens_of(name), float(metadata["k"]))
+        sparsity = metadata["penalty"] if metadata.get("k") is None else metadata["k"]
+        key = (str(metadata["recipe"]), _tokens_of(name), float(sparsity))
         found.setdefault(key, []).append(measured[name])
     floor = {name: measured[name] for name in others}
     paper = PAPERS["shift_tpp"]
