@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,29 @@ import torch
 
 from saeworks.errors import InputError
 from saeworks.evals import ravel
-from saeworks.evals.entities.ravel_masks import Items, answered, disentanglement, exchanged, greedy_matches, train_mask
+from saeworks.evals.entities.aligned_axes import along_axes, nearest_rows, train_axes
+from saeworks.evals.entities.ravel_cache import (
+    Asked,
+    BaseRows,
+    Reading,
+    entity_positions,
+    read_entities,
+    subset,
+    tokenize_answered,
+)
+from saeworks.evals.entities.ravel_masks import (
+    Items,
+    MaskTraining,
+    answered,
+    disentanglement,
+    exchanged,
+    greedy_matches,
+    patched_logits,
+    train_mask,
+)
 from saeworks.evals.entities.ravel_prompts import (
     EntitySet,
+    Pair,
     best_entities,
     completion_matches,
     draw_pairs,
@@ -19,12 +40,14 @@ from saeworks.evals.entities.ravel_prompts import (
     split_entities,
     world_entities,
 )
-from saeworks.evals.entities.ravel_results import Asked, AttributeScores, make_result, over_entities
-from saeworks.evals.ravel import Config, draw_parts, entity_positions, tokenize_answered
+from saeworks.evals.entities.ravel_results import AttributeScores, Knowledge, SiteScores, make_result, over_entities
+from saeworks.evals.entities.read_sites import SiteLadder, deepest_read, spread
+from saeworks.evals.ravel import Config, draw_parts
 from saeworks.models.language_model import LanguageModel
 from saeworks.models.tokens import TokenBatch
 from saeworks.models.upper_layers import UpperLayers
 
+READING = {mode: Reading(mode, tokens, 16, 8, 6) for mode, tokens in (("compat", "last"), ("corrected", "all"))}
 COLOURS, CARGOS = ["red", "blue"], ["tea", "salt"]
 SHIPS = EntitySet(
     {"colour": ["the %s is"], "cargo": ["the %s has", "on the %s is"]},
@@ -170,7 +193,8 @@ def planted_items(count, seed):
     ones = torch.ones_like(ids, dtype=torch.bool)
     hidden = torch.zeros(count, 3, 4)
     hidden[:, 0] = base
-    return Items(TokenBatch(ids, ones, ones), hidden, base, source, torch.zeros(count).long(), [[2]] * count, cause)
+    places = torch.zeros(count, 1, dtype=torch.int64)
+    return Items(TokenBatch(ids, ones, ones), hidden, base[:, None], source[:, None], places, [[2]] * count, cause)
 
 
 class Rotated:
@@ -189,10 +213,9 @@ class Rotated:
 
 
 def mask_and_scores(dictionary, **changes):
-    settings = {"epochs": 2, "batch_size": 8, "rate": 1e-3, "drop_incomplete": False} | changes
     train, test = planted_items(80, 0), planted_items(40, 1)
     order = torch.Generator().manual_seed(0)
-    mask = train_mask(dictionary, Linear(), train, order=order, **settings)
+    mask = train_mask(dictionary, Linear(), train, MaskTraining(**changes), order)
     gate = (mask > 0).float()
     right = answered(Linear(), test, lambda part: exchanged(dictionary, part.base, part.source, gate), 16)
     return mask, disentanglement(right, test.cause)
@@ -228,8 +251,8 @@ def test_incomplete_batches_are_dropped_in_compat():
     train = planted_items(7, 0)
     order = torch.Generator().manual_seed(0)
     dictionary = Rotated(torch.eye(4))
-    assert train_mask(dictionary, Linear(), train, 2, 8, 1e-3, order, True).abs().max() == 0
-    assert train_mask(dictionary, Linear(), train, 2, 8, 1e-3, order, False).abs().max() > 0
+    assert train_mask(dictionary, Linear(), train, MaskTraining(drop_incomplete=True), order).abs().max() == 0
+    assert train_mask(dictionary, Linear(), train, MaskTraining(), order).abs().max() > 0
 
 
 def test_exchange_takes_all_none_or_some():
@@ -259,23 +282,109 @@ def test_disentanglement_is_the_mean_of_both():
 def test_the_entity_is_found_by_characters_and_in_compat_by_counting(model):
     prompts = make_prompts(EntitySet({"a": ["the %s sees a", "big %s"]}, {"red dog": {"a": "cat"}}))
     batch = model.tokenize([p.text.lower() for p in prompts], 16)
-    assert entity_positions(model, batch, prompts, "corrected").tolist() == [3, 3]
+    assert entity_positions(model, batch, prompts, READING["corrected"]).tolist() == [[3, 2], [3, 2]]
+    last = replace(READING["corrected"], entity_tokens="last")
+    assert entity_positions(model, batch, prompts, last).tolist() == [[3], [3]]
     # The tokenizer adds a BOS token to the text after the entity, which makes the count right ...
-    assert entity_positions(model, batch, prompts, "compat").tolist() == [3, 3]
+    assert entity_positions(model, batch, prompts, READING["compat"]).tolist() == [[3], [3]]
     # ... and without one it is one token too late.
     bare = SimpleNamespace(
         name="bare", tokenizer=lambda text: {"input_ids": model.tokenizer(text, add_special_tokens=False)["input_ids"]}
     )
-    assert entity_positions(bare, batch, prompts[:1], "compat").tolist()[0] == 4
+    assert entity_positions(bare, batch, prompts[:1], READING["compat"]).tolist()[0] == [4]
     with pytest.raises(InputError, match="raise context_length"):
-        entity_positions(model, model.tokenize(["the red dog"], 3), prompts[:1], "corrected")
-    _, places = tokenize_answered(model, [("the red", " dog runs")], 16)
+        entity_positions(model, model.tokenize(["the red dog"], 3), prompts[:1], READING["corrected"])
+    _, places = tokenize_answered(model, [("the red", " dog runs")], READING["corrected"])
     assert places == [[3, 4]]
 
 
+def test_names_of_different_length_are_laid_upon_each_other_at_their_ends(model):
+    prompts = make_prompts(EntitySet({"a": ["the %s sees a"]}, {"red dog": {"a": "cat"}, "house": {"a": "tree"}}))
+    prompts = [replace(p, text=p.text.lower()) for p in prompts]
+    site = "layers.0.resid_post"
+    asked = read_entities(model, prompts, [p.answer for p in prompts], [site], READING["corrected"])
+    assert asked.entity.tolist() == [[3, 2], [2, -1]]
+    alone = model.harvest(model.tokenize([prompts[0].text], 16), [site])[site][0]
+    assert torch.allclose(asked.at_entity[site][0], alone[[3, 2]], atol=1e-5)
+    assert asked.at_entity[site][1, 1].abs().max() == 0
+    pairs = [Pair(0, 1, True), Pair(1, 0, True), Pair(0, 0, False)]
+    upper = UpperLayers(model, site)
+    items = BaseRows(model, asked, pairs, [upper], READING["corrected"]).items(upper, pairs)
+    assert items.entity.tolist() == [[3, -1], [2, -1], [3, 2]]
+    with torch.no_grad():
+        whole = patched_logits(upper, items, items.base)
+        assert torch.allclose(whole, upper.logits(items.hidden, items.tokens), atol=1e-5)
+
+
+def test_base_rows_are_those_of_each_pair_by_itself(model):
+    """What is shared between pairs, attributes and seeds is what each would have had alone."""
+    words = ["dog", "cat", "house", "tree"]
+    prompts = make_prompts(EntitySet({"a": ["the %s sees a", "big %s"]}, {w: {"a": w} for w in words}))
+    prompts = [replace(p, text=p.text.lower()) for p in prompts]
+    site = "layers.1.mlp_out"
+    asked = read_entities(model, prompts, [p.answer for p in prompts], [site], READING["corrected"])
+    pairs = [Pair(0, 1, True), Pair(0, 2, False), Pair(5, 1, True), Pair(0, 3, False), Pair(0, 1, True)]
+    upper = UpperLayers(model, site)
+    rows = BaseRows(model, asked, pairs, [upper], READING["corrected"])
+    assert len(rows._hidden[upper.cached_site]) == 3  # the second, fourth and fifth repeat earlier rows in part
+    together = rows.items(upper, pairs)
+    for i, pair in enumerate(pairs):
+        alone = BaseRows(model, asked, [pair], [upper], READING["corrected"]).items(upper, [pair])
+        row = together.part(torch.tensor([i]))
+        assert row.tokens.token_ids.tolist() == alone.tokens.token_ids.tolist()
+        assert torch.allclose(row.hidden, alone.hidden, atol=1e-5)
+        assert row.answer == alone.answer
+        assert torch.equal(row.source, alone.source)
+    prompts_left, answers, renamed = subset(asked, pairs[2:3])
+    assert [prompts_left[renamed[0].base], prompts_left[renamed[0].source]] == [prompts[5], prompts[1]]
+    assert answers[renamed[0].source] == asked.answers[1]
+
+
+def test_axes_find_a_subspace_that_no_coordinate_is():
+    """Attributes lie along mixed coordinates: a mask over coordinates cannot part them, trained axes can."""
+    half = 0.5**0.5
+    mixed = torch.tensor([[half, 0, half, 0], [0, half, 0, half], [half, 0, -half, 0], [0, half, 0, -half]])
+
+    class Turned(Linear):
+        def logits(self, hidden, batch, edit):
+            return Linear().logits(None, batch, lambda _: edit(hidden) @ mixed)
+
+    def turned(items):
+        return replace(items, **{name: getattr(items, name) @ mixed.T for name in ("hidden", "base", "source")})
+
+    train, test = turned(planted_items(160, 0)), turned(planted_items(40, 1))
+    order = torch.Generator().manual_seed(0)
+    training = MaskTraining(epochs=10, batch_size=8, rate=1e-2)
+    aligned = train_axes(Turned(), train, training, order)
+    assert torch.allclose(aligned.axes @ aligned.axes.T, torch.eye(4), atol=1e-5)
+    assert 0 < aligned.count < 4
+    assert disentanglement(answered(Turned(), test, aligned.exchange, 16), test.cause)[2] > 0.9
+    plain = train_mask(Rotated(torch.eye(4)), Turned(), train, training, order)
+    gate = (plain > 0).float()
+    right = answered(Turned(), test, lambda part: exchanged(Rotated(torch.eye(4)), part.base, part.source, gate), 16)
+    assert disentanglement(right, test.cause)[2] < 0.9
+
+
+def test_exchange_along_axes():
+    draw = torch.Generator().manual_seed(0)
+    base, source = torch.randn(2, 3, 2, 5, generator=draw)
+    axes = nearest_rows(torch.randn(5, 5, generator=draw))
+    assert torch.allclose(axes @ axes.T, torch.eye(5), atol=1e-5)
+    assert torch.allclose(along_axes(base, source, axes, torch.ones(5)), source, atol=1e-5)
+    assert torch.equal(along_axes(base, source, axes, torch.zeros(5)), base)
+    flipped = axes * torch.tensor([1.0, -1, 1, -1, -1])[:, None]
+    gate = torch.tensor([1.0, 1, 0, 1, 0])
+    assert torch.allclose(along_axes(base, source, axes, gate), along_axes(base, source, flipped, gate), atol=1e-5)
+    near = torch.eye(5) + 0.01 * torch.randn(5, 5, generator=draw)
+    assert (nearest_rows(near).diagonal() > 0.9).all()
+
+
 def scores_of(kind, attribute, seed, right):
-    right = torch.tensor([right, [True] * 4, [False] * 4])
-    return AttributeScores(kind, attribute, seed, right, torch.tensor([True, True, False, False]), 3, list("abcd"))
+    cause, everything, nothing = torch.tensor([True, True, False, False]), torch.ones(4).bool(), torch.zeros(4).bool()
+    bounds = SiteScores(cause.clone(), ~cause, everything, 5)
+    return AttributeScores(
+        kind, attribute, seed, torch.stack([torch.tensor(right), everything, nothing]), cause, 3, list("abcd"), bounds
+    )
 
 
 def test_means_go_over_seeds_attributes_and_entities(make_dictionary):
@@ -287,9 +396,14 @@ def test_means_go_over_seeds_attributes_and_entities(make_dictionary):
     records = [s.record() for s in scores]
     assert over_entities(records, "cause_score") == pytest.approx((0.5 + 0.5) / 2)
     assert over_entities(records, "isolation_score") == pytest.approx((1 + 0.5) / 2)
-    result = make_result("d", make_dictionary(), scores, Asked({"ship": 1.0}, ["x"]), "ravel", "x/1", Config(), {})
+    assert over_entities([records[0], {"entity": "ship", "attribute": "cargo"}], "cause_score") == 1.0
+    result = make_result(
+        "d", make_dictionary(), scores, Knowledge({"ship": 1.0}, ["x"]), {}, "ravel", "x/1", Config(), {}
+    )
     assert result.metric("ravel", "disentanglement_score") == pytest.approx(0.625)
-    assert result.metric("context", "all_exchanged_cause") == 1
+    context = {"all_exchanged_cause": 1, "full_patch_cause": 1, "full_patch_isolation": 0, "mdas_axes_exchanged": 5}
+    context |= {"no_patch_cause": 0, "no_patch_isolation": 1, "mdas_disentanglement_score": 1}
+    assert {name: result.metric("context", name) for name in context} == context
     assert result.eval_result_unstructured["ship_results"]["ship_cargo"]["cause_score"] == 0
     low, high = result.ci95["ravel.disentanglement_score"]
     assert low <= 0.625 <= high
@@ -298,10 +412,27 @@ def test_means_go_over_seeds_attributes_and_entities(make_dictionary):
 
 
 def test_a_site_that_is_no_longer_read_is_said(make_dictionary):
-    scores = scores_of("ship", "colour", 0, [False, False, True, True])
-    scores.right[1, :2] = False
-    result = make_result("d", make_dictionary(), [scores], Asked({}), "ravel", "x/1", Config(), {})
-    assert "earlier layer" in result.eval_result_details[-1]["note"]
+    def note(full, all_latents):
+        scores = scores_of("ship", "colour", 0, [False, False, True, True])
+        scores.right[1, :2] = all_latents
+        scores.bounds.full[:2] = full
+        ladder = SiteLadder({"layers.0.resid_post": [0.9], "layers.1.resid_post": [0.1]})
+        unread = ladder.record("layers.1.resid_post", 0.0)
+        result = make_result("d", make_dictionary(), [scores], Knowledge({}), unread, "ravel", "x/1", Config(), {})
+        return result.eval_result_details[-1]
+
+    assert "At 'layers.0.resid_post' it is 90%" in note(False, False)["note"]
+    assert note(False, False)["best_site"] == "layers.0.resid_post"
+    assert "does not rebuild" in note(True, False)["note"]
+    assert "note" not in note(True, True)
+
+
+def test_the_deepest_site_that_is_read():
+    assert deepest_read({"a": 1.0, "b": 0.95, "c": 0.6, "d": 0.0}) == "b"
+    assert deepest_read({"a": 0.4, "b": 0.3}) is None
+    assert deepest_read({}) is None
+    assert spread(4, 8) == [0, 1, 2, 3]
+    assert spread(26, 8) == [0, 4, 7, 11, 14, 18, 21, 25]
 
 
 @pytest.fixture(scope="module")
@@ -349,36 +480,62 @@ def test_patching_every_coordinate_of_the_embedding_exchanges_every_attribute(sa
     """At the embedding a ship is one vector: exchanging all of it changes all answers, exchanging nothing none."""
     from saeworks.evals.controls import identity
 
-    config = Config(mode=mode, seeds=(0, 1), num_pairs_per_attribute=16, llm_batch_size=4, resamples=40)
+    config = Config(mode=mode, seeds=(0, 1), num_pairs_per_attribute=16, llm_batch_size=4, resamples=40, mdas_epochs=2)
     site = "layers.0.resid_pre" if mode == "corrected" else "layers.0.resid_post"
     dictionaries = {"identity": identity(32, site)}
     result = ravel.run(dictionaries, sailor, {"ship": SHIPS}, config)["identity"]
     assert result.metric("context", "ship_prompts_answered") == 1
     assert result.metric("context", "none_exchanged_isolation") == 1
     assert result.metric("context", "none_exchanged_cause") == 0
+    assert result.metric("context", "no_patch_isolation") == 1
+    assert result.metric("context", "full_patch_cause") == result.metric("context", "all_exchanged_cause")
+    assert 0 <= result.metric("context", "mdas_disentanglement_score") <= 1
     if mode == "corrected":
         assert result.metric("context", "all_exchanged_cause") == 1
+        # The skyline is trained in the first seed alone.
+        assert ["mdas_axes_exchanged" in row for row in result.eval_result_details] == [True, True, False, False]
     assert 0 <= result.metric("ravel", "disentanglement_score") <= 1
     again = ravel.run(dictionaries, sailor, {"ship": SHIPS}, config)["identity"]
     assert again.eval_result_details == result.eval_result_details
+
+
+def test_after_the_last_layer_nothing_is_read_and_the_result_says_where_it_would_be(sailor):
+    from saeworks.evals.controls import identity
+
+    config = Config(seeds=(0,), num_pairs_per_attribute=16, resamples=20, train_mdas=False)
+    dictionaries = {"late": identity(32, "layers.1.resid_post"), "early": identity(32, "layers.0.resid_pre")}
+    found = ravel.run(dictionaries, sailor, {"ship": SHIPS}, config)
+    late, early = found["late"], found["early"]
+    assert late.metric("context", "full_patch_cause") == 0
+    assert early.metric("context", "full_patch_cause") == 1
+    assert not any("note" in row for row in early.eval_result_details)
+    note = late.eval_result_details[-1]
+    assert note["site_is_read"] is False
+    assert set(note["full_patch_cause_by_site"]) == {"layers.0.resid_post", "layers.1.resid_post"}
+    assert note["full_patch_cause_by_site"]["layers.1.resid_post"] == 0
+    assert "mdas_disentanglement_score" not in late.eval_result_metrics["context"]
+    # What is cached for several sites at once is what each would have had alone.
+    alone = ravel.run({"early": dictionaries["early"]}, sailor, {"ship": SHIPS}, config)["early"]
+    assert alone.eval_result_details == early.eval_result_details
 
 
 def test_compat_counts_pairs_with_equal_first_tokens_as_isolation(sailor):
     """Both cargoes begin with the same word: nothing in the first token tells a cause pair from an isolation pair."""
     same = EntitySet({"cargo": ["the %s has"]}, {e: {"cargo": v["cargo"]} for e, v in SHIPS.entities.items()})
     prompts = make_prompts(same)
-    asked = ravel._Asked(
+    asked = Asked(
         prompts,
         [p.answer for p in prompts],
         torch.zeros(len(prompts), dtype=torch.int64),
+        torch.ones(len(prompts), 1, dtype=torch.int64),
         torch.ones(len(prompts), dtype=torch.int64),
-        torch.ones(len(prompts), dtype=torch.int64),
-        {"layers.0.resid_pre": torch.zeros(len(prompts), 32)},
+        {"layers.0.resid_pre": torch.zeros(len(prompts), 1, 32)},
     )
     pairs = draw_pairs(prompts, range(len(prompts)), "cargo", 4, random.Random(0))
     upper = UpperLayers(sailor, "layers.0.resid_pre")
     counted = {
-        mode: int(ravel._items(upper, asked, pairs, Config(mode=mode)).cause.sum()) for mode in ("compat", "corrected")
+        mode: int(BaseRows(sailor, asked, pairs, [upper], reading).items(upper, pairs).cause.sum())
+        for mode, reading in READING.items()
     }
     assert counted == {"compat": 0, "corrected": 4}
 

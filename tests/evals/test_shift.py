@@ -16,6 +16,7 @@ from saeworks.evals.interpretation.latent_evidence import (
     rating_question,
     read_ratings,
     strongest_texts,
+    strongest_texts_by_kind,
 )
 from saeworks.evals.judges.protocol import Answer
 from saeworks.evals.judges.world_judge import WorldJudge
@@ -58,9 +59,10 @@ def texts(count, seed, spans=True):
     return out
 
 
-def data(spans=True):
+def data(spans=True, evidence=None):
     one = SpuriousSet(texts(500, 0), texts(240, 1), "animal", "colour", (("dog", "cat"),), ("red", "blue"))
-    return Data({"toy": one}, {"toy": NAMED}, tuple(texts(60, 2, spans)))
+    general = tuple(texts(60, 2, spans)) if evidence is None else evidence
+    return Data({"toy": one}, {"toy": NAMED}, general, {"toy": tuple(texts(40, 7, spans))})
 
 
 def word_dictionary(model, words):
@@ -85,6 +87,40 @@ def test_evidence_is_the_strongest_texts_with_their_activations(plain):
         assert all(max(values) == pytest.approx(0.99, abs=1e-4) for _, values in found[4].texts)
     empty = dictionary.replace(b_enc=torch.full((5,), -5.0))
     assert strongest_texts({"d": empty}, plain, rows, {"d": SITE}, {"d": [0]}, 3, 8)["d"][0].texts == ()
+
+
+def test_evidence_of_each_kind_of_text_by_itself(plain):
+    documents = texts(30, 3)
+    rows = document_rows(plain, documents, 128)
+    dictionary = word_dictionary(plain, ["dog", "cat", "red", "blue", "the"])
+    kinds = (torch.arange(30) % 3 == 0).long()
+    shared = ({"d": dictionary}, plain, rows, {"d": SITE}, {"d": [2, 4]})
+    few, many = strongest_texts_by_kind(*shared, kinds, [2, 4], 8)
+    assert [len(found["d"][2].texts) for found in (few, many)] == [2, 4]
+    for kind, found in enumerate((few, many)):
+        assert all(int(kinds[row]) == kind for evidence in found["d"].values() for row, _ in evidence.texts)
+    # Kinds of which nothing is kept take nothing from the others.
+    nothing, same = strongest_texts_by_kind(*shared, kinds, [0, 4], 8)
+    assert nothing["d"][2].texts == ()
+    assert same == many
+    assert few["d"][2].joined(many["d"][2]).texts == few["d"][2].texts + many["d"][2].texts
+
+
+def test_a_cue_that_general_texts_lack_is_seen_in_the_set_s_own(plain):
+    """General texts without colours show the latents of colours nowhere; texts of the set's kind do."""
+    dictionaries = {"truth": word_dictionary(plain, ["dog", "cat", "red", "blue", "the", "runs"])}
+    colourless = tuple(
+        Document(" ".join(w for w in d.text.split() if w not in ("red", "blue")), d.labels, (), d.id)
+        for d in texts(60, 2)
+    )
+    removed = {}
+    for own_examples in (0, 3):
+        config = CONFIG.model_copy(update={"own_examples": own_examples})
+        result = shift.run(dictionaries, plain, data(evidence=colourless), config)["truth"]
+        removed[own_examples] = set(result.eval_result_details[0]["latents_removed_dir1"])
+    assert removed == {0: set(), 3: {2, 3}}
+    with pytest.raises(InputError, match="at least one text"):
+        shift.run(dictionaries, plain, data(), CONFIG.model_copy(update={"own_examples": 0, "examples": 0}))
 
 
 def test_promoted_tokens_are_those_with_the_largest_cosine(plain):
@@ -185,7 +221,8 @@ def test_concepts_of_somebodys_texts_and_of_the_world(plain):
     mine = shift.from_documents({"mine": texts(80, 4)}, "animal", plain, CONFIG)
     assert set(mine.named["mine"].classes) == {"dog", "cat"}
     assert mine.named["mine"].cue.name == "blue or red"
-    assert len(mine.evidence) == 80
+    assert len(mine.own["mine"]) == 80
+    assert not mine.evidence
     config = CONFIG.model_copy(update={"train_set_size": 16, "test_set_size": 16, "evidence_texts": 60})
     world = shift.default_data(plain, config)
     assert world.named["biographies"].classes["nurse"].name == "biographies/profession/nurse"
@@ -193,4 +230,8 @@ def test_concepts_of_somebodys_texts_and_of_the_world(plain):
     hashes = shift.data_hashes(world, config)
     other = replace(world, evidence=world.evidence[1:])
     assert shift.data_hashes(other, config)["data:evidence"] != hashes["data:evidence"]
+    assert set(world.own) == {"biographies", "reviews"}
+    assert all("gender" in d.labels for d in world.own["biographies"])
+    fewer = replace(world, own={**world.own, "reviews": world.own["reviews"][1:]})
+    assert shift.data_hashes(fewer, config)["data:evidence"] != hashes["data:evidence"]
     assert {"data:biographies", "data:reviews", "judge"} < set(hashes)

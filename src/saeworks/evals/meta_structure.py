@@ -32,7 +32,16 @@ from saeworks.evals.shared.batches import (
 from saeworks.evals.shared.bootstrap import Resampling, intervals
 from saeworks.evals.shared.clamping import firing
 from saeworks.evals.shared.described import result_of
-from saeworks.evals.structure.decoder_structure import Explained, Training, explained, gaussian_rows, meta_width, train
+from saeworks.evals.structure.decoder_structure import (
+    LEARNING_RATE,
+    STEPS,
+    Explained,
+    Training,
+    explained,
+    gaussian_rows,
+    meta_width,
+    train,
+)
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document
@@ -41,15 +50,17 @@ if TYPE_CHECKING:
     from saeworks.models.language_model import LanguageModel
 
 EVAL_TYPE = "meta_structure_decoder_variance"
-DEFINITION = "saeworks/meta_structure_decoder_variance/1"
+DEFINITION = "saeworks/meta_structure_decoder_variance/2"
 
 
 class Config(BaseModel):
-    """Defaults are SAEBench's.
+    """Defaults are SAEBench's, but for the length of the training.
 
     The small dictionary has ``width_ratio`` as many latents as there are rows, of which ``k`` are active per row, and
-    is trained for ``train_steps`` batches of ``train_batch_size`` rows. ``corrected`` only: ``alive_texts`` texts tell
-    which latents fire (0: all rows count), ``control_seeds`` of the seeds are trained on random directions as well.
+    is trained for ``train_steps`` batches of ``train_batch_size`` rows at ``learning_rate``; None for either is 1,500
+    and 5e-4 in compat, 225 and 5e-3 in corrected, which explain the same in a seventh of the time. ``corrected`` only:
+    ``alive_texts`` texts tell which latents fire (0: all rows count), ``control_seeds`` of the seeds are trained on
+    random directions as well.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,9 +73,9 @@ class Config(BaseModel):
     resamples: int = Field(default=500, gt=0)
     width_ratio: float = Field(default=0.25, gt=0)
     k: float = Field(default=4.0, gt=0)
-    train_steps: int = Field(default=1500, gt=0)
+    train_steps: int | None = Field(default=None, gt=0)
     train_batch_size: int = Field(default=1024, gt=1)
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
     eval_batch_size: int = Field(default=4096, gt=0)
     alive_texts: int = Field(default=512, ge=0)
     control_seeds: int = Field(default=1, ge=0)
@@ -140,9 +151,8 @@ def run(
 def training_of(config: Config, rows: int, seed: int) -> Training:
     """How the dictionary of so many rows is trained."""
     width = meta_width(rows, config.width_ratio, config.k)
-    return Training(
-        width, config.k, config.train_steps, config.train_batch_size, config.learning_rate, seed, config.mode
-    )
+    steps, rate = config.train_steps or STEPS[config.mode], config.learning_rate or LEARNING_RATE[config.mode]
+    return Training(width, config.k, steps, config.train_batch_size, rate, seed, config.mode)
 
 
 def rows_of(decoder: Tensor, alive: Tensor | None, mode: Literal["compat", "corrected"]) -> Tensor:

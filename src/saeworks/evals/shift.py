@@ -4,6 +4,10 @@ SCR chooses latents with a probe of the cue, for which one must know the cue of 
 (arXiv 2403.19647, made an eval in arXiv 2411.18895) does without: the latents that move the *biased* probe most are
 shown to somebody, who says which of them are about the cue; these are removed. The judge may be a language model, or
 the embedded world itself, whose spans say what every token is about.
+
+A latent is shown on texts in which it is strongest, some of them from the kind of text that is being judged: a latent
+for pronouns is not strongest in a biography, and where few texts are biographies the judge never sees what it does
+there.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +27,7 @@ from saeworks.evals.interpretation.latent_evidence import (
     LatentEvidence,
     rating_question,
     read_ratings,
-    strongest_texts,
+    strongest_texts_by_kind,
 )
 from saeworks.evals.judges.asking import Asker
 from saeworks.evals.judges.opening import JudgeConfig, identity_of, open_asker
@@ -53,7 +58,7 @@ if TYPE_CHECKING:
     from saeworks.models.language_model import LanguageModel
 
 EVAL_TYPE = "shift"
-DEFINITION = "saeworks/shift/1"
+DEFINITION = "saeworks/shift/2"
 #: Domain of the world → the concepts that its classes lie below, and the concept of its cue.
 _PLACES = {
     "biographies": ("biographies/profession", "person/gender"),
@@ -69,15 +74,18 @@ class Config(ProbeSettings, JudgeConfig):
     probe that ``candidates`` names: the ``biased`` one, or, as in SCR, that of the label to be ``removed``.
 
     ``rule``: remove latents that are about the ``unwanted`` label, or those that are ``not_intended``, not about the
-    label that is asked for. ``examples`` texts are shown of each latent, with their ``marked`` strongest tokens marked,
-    out of ``evidence_texts`` (which are the embedded world's, where no other data are given).
+    label that is asked for. ``examples`` texts are shown of each latent, with their ``marked`` strongest tokens marked:
+    the strongest ones among ``evidence_texts`` general texts, and ``own_examples`` more from as many texts of the data
+    set at hand. Either number of examples may be 0. Both kinds are the embedded world's where no other data are given;
+    with other data there is only one kind, and all examples are drawn from it.
     """
 
     n_values: tuple[int, ...] = Field(default=(2, 5, 10, 20), min_length=1)
     top_k: int = Field(default=20, gt=0)
     candidates: Literal["biased", "removed"] = "biased"
     rule: Literal["unwanted", "not_intended"] = "unwanted"
-    examples: int = Field(default=5, gt=0)
+    examples: int = Field(default=5, ge=0)
+    own_examples: int = Field(default=5, ge=0)
     marked: int = Field(default=5, gt=0)
     evidence_texts: int = Field(default=1000, gt=0)
     min_gap: float = Field(default=0.05, gt=0, lt=1)
@@ -94,11 +102,13 @@ class Named:
 
 @dataclass(frozen=True)
 class Data:
-    """Sets as for SCR, their concepts, and the texts that latents are looked at on."""
+    """Sets as for SCR, their concepts, and the texts that latents are looked at on: general ones, and for each set
+    texts of its own kind. None of either is a text that a probe is tested on."""
 
     sets: Mapping[str, SpuriousSet]
     named: Mapping[str, Named]
     evidence: tuple[Document, ...]
+    own: Mapping[str, tuple[Document, ...]] = field(default_factory=dict[str, tuple[Document, ...]])
 
 
 def default_data(model: LanguageModel, config: Config) -> Data:
@@ -114,8 +124,10 @@ def default_data(model: LanguageModel, config: Config) -> Data:
         ids = {value: f"{of_class}/{value}" for pair in one.pairs for value in pair}
         classes = {value: Concept(i, known[i].description) for value, i in ids.items()}
         named[name] = Named(classes, Concept(cue, known[cue].description))
-    evidence = tuple(corpus.documents(None, "validation", count=config.evidence_texts))
-    return Data(sets, named, evidence)
+    evidence = tuple(corpus.documents(None, "validation", count=config.evidence_texts if config.examples else 0))
+    count = config.evidence_texts if config.own_examples else 0
+    own = {name: tuple(corpus.documents(name, "validation", count=count)) for name in sets}
+    return Data(sets, named, evidence, own)
 
 
 def from_documents(sets: Mapping[str, Sequence[Document]], label: str, model: LanguageModel, config: Config) -> Data:
@@ -127,8 +139,8 @@ def from_documents(sets: Mapping[str, Sequence[Document]], label: str, model: La
         classes = {value: Concept(value, f"what tells that a text is of the class {value}") for value in values}
         cue = Concept(" or ".join(one.cue), f"what tells whether a text is {one.cue[0]} or {one.cue[1]}")
         named[name] = Named(classes, cue)
-    evidence = tuple(d for one in made.values() for d in one.train)[: config.evidence_texts]
-    return Data(made, named, evidence)
+    own = {name: tuple(one.train)[: config.evidence_texts] for name, one in made.items()}
+    return Data(made, named, (), own)
 
 
 def data_hashes(data: Data, config: Config) -> dict[str, str]:
@@ -137,7 +149,8 @@ def data_hashes(data: Data, config: Config) -> dict[str, str]:
         [name, n.cue.name, n.cue.description, *([v, c.name, c.description] for v, c in n.classes.items())]
         for name, n in data.named.items()
     ]
-    evidence = sha256_json([fingerprint_documents(data.evidence), asked])
+    own = {name: fingerprint_documents(texts) for name, texts in data.own.items()}
+    evidence = sha256_json([fingerprint_documents(data.evidence), own, asked])
     return {**spurious_texts.data_hashes(data.sets), "data:evidence": evidence, "judge": identity_of(config)}
 
 
@@ -170,16 +183,15 @@ def run(
     if not measured:
         raise nothing_to_probe(skipped)
     candidates = {name: _candidates(measured, name, config) for name in dictionaries}
-    rows = document_rows(model, data.evidence, config.context_length)
-    shown = {name: sorted({i for (_, _, i) in found}) for name, found in candidates.items()}
     inner = in_units_of_activations(dictionaries)
     sites = next(iter(measured.values())).pooled.sites
-    evidence = strongest_texts(inner, model, rows, sites, shown, config.examples, config.batch_size)
+    rows, evidence = _evidence(inner, model, data, candidates, sites, config)
     hashes = {"model": fingerprint_of_model(model), **data_hashes(data, config)}
     out: dict[str, Result] = {}
     with open_asker(config) as asker:
         for name, dictionary in dictionaries.items():
-            verdicts = _ask(candidates[name], evidence[name], data.named, rows, asker, config)
+            shown = {dataset: found[name] for dataset, found in evidence.items()}
+            verdicts = _ask(candidates[name], shown, data.named, rows, asker, config)
             sets = [
                 SetRemovals(dataset, remove(found, name, config, verdicts.choice(dataset, config)), found.groups)
                 for dataset, found in measured.items()
@@ -197,11 +209,12 @@ Candidate = tuple[str, tuple[str, str], int]
 
 def _check_spans(data: Data) -> None:
     """The world's judge looks concepts up in the spans of the texts."""
-    carried = {span.concept for document in data.evidence for span in document.spans}
     for name, asked in data.named.items():
+        texts = (*data.evidence, *data.own.get(name, ()))
+        carried = {span.concept for document in texts for span in document.spans}
         if not any(c == asked.cue.name or c.startswith(f"{asked.cue.name}/") for c in carried):
             raise InputError(
-                f"The world's judge reads concepts from the spans of the texts, and none of the {len(data.evidence)} "
+                f"The world's judge reads concepts from the spans of the texts, and none of the {len(texts)} "
                 f"texts shown for '{name}' has a span of '{asked.cue.name}'; name another judge, such as local:DIR."
             )
 
@@ -214,6 +227,42 @@ def _candidates(measured: Mapping[str, MeasuredSet], name: str, config: Config) 
                 for latent in candidate_latents(seen, direction, config).tolist():
                     found[dataset, seen.case.pair, latent] = None
     return list(found)
+
+
+#: Set → dictionary → latent → what the judge is shown of it.
+Evidence = dict[str, dict[str, dict[int, LatentEvidence]]]
+
+
+def _evidence(
+    dictionaries: Mapping[str, DictionaryLike],
+    model: LanguageModel,
+    data: Data,
+    candidates: Mapping[str, Sequence[Candidate]],
+    sites: Mapping[str, str],
+    config: Config,
+) -> tuple[TokenRows, Evidence]:
+    """The texts shown of every candidate, general ones first, and the rows that they stand in; from one pass."""
+    datasets = list(dict.fromkeys(dataset for found in candidates.values() for dataset, _, _ in found))
+    kinds = [data.evidence, *(data.own.get(dataset, ()) for dataset in datasets)]
+    of_text = torch.tensor([kind for kind, texts in enumerate(kinds) for _ in texts], dtype=torch.int64)
+    if not len(of_text) or not config.examples + config.own_examples:
+        raise InputError("A judge must see a latent on at least one text; raise examples, own_examples or the texts.")
+    rows = document_rows(model, [document for texts in kinds for document in texts], config.context_length)
+    of_row = of_text[rows.document.amax(1).long()]
+    both = config.examples + config.own_examples
+    # Where there is but one kind of text, all examples are of it.
+    counts = [config.examples if any(kinds[1:]) else both]
+    counts += [(config.own_examples if data.evidence else both) if texts else 0 for texts in kinds[1:]]
+    latents = {name: sorted({i for (_, _, i) in found}) for name, found in candidates.items()}
+    general, *own = strongest_texts_by_kind(
+        dictionaries, model, rows, sites, latents, of_row, counts, config.batch_size
+    )
+    return rows, {
+        dataset: {
+            name: {i: one.joined(found[name][i]) for i, one in of_latent.items()} for name, of_latent in general.items()
+        }
+        for dataset, found in zip(datasets, own, strict=True)
+    }
 
 
 def candidate_latents(seen: Choosing, direction: int, config: Config) -> Tensor:
@@ -272,18 +321,18 @@ class Verdicts:
 
 def _ask(
     candidates: Sequence[Candidate],
-    evidence: Mapping[int, LatentEvidence],
+    evidence: Mapping[str, Mapping[int, LatentEvidence]],
     named: Mapping[str, Named],
     rows: TokenRows,
     asker: Asker,
     config: Config,
 ) -> Verdicts:
     # A latent that is active in no text has no evidence, and nobody is asked about it.
-    known = [c for c in candidates if evidence[c[2]].texts]
+    known = [c for c in candidates if evidence[c[0]][c[2]].texts]
     concepts = [_concepts(named[dataset], pair) for dataset, pair, _ in known]
     questions = [
-        rating_question(evidence[latent], asked, rows, config.marked)
-        for (_, _, latent), asked in zip(known, concepts, strict=True)
+        rating_question(evidence[dataset][latent], asked, rows, config.marked)
+        for (dataset, _, latent), asked in zip(known, concepts, strict=True)
     ]
     asker.check_room(questions)
     ratings: dict[Candidate, tuple[int, int]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from saeworks.evals.entities.ravel_masks import disentanglement
+from saeworks.evals.entities.read_sites import READ
 from saeworks.evals.probes.label_scores import SEED_DRAWS
 from saeworks.evals.shared.batches import DictionaryLike
 from saeworks.evals.shared.bootstrap import Resampling, document_weights, interval
@@ -18,6 +19,37 @@ from saeworks.evals.shared.described import result_of
 from saeworks.results.envelope import Metrics, Result
 
 NAMES = ("cause_score", "isolation_score", "disentanglement_score")
+#: What the fields are called that say how a score is to be read.
+CONTEXT = ("all_", "none_", "latents_", "full_", "no_", "mdas_")
+
+
+@dataclass(frozen=True)
+class SiteScores:
+    """What one attribute and seed allow at a site, whatever the dictionary: [item] bool each.
+
+    Attributes:
+        full: right answers with the whole activation exchanged. nothing: with the base's own.
+        aligned: along the axes of MDAS; None where they were not trained. axes: how many of them are exchanged.
+    """
+
+    full: Tensor
+    nothing: Tensor
+    aligned: Tensor | None = None
+    axes: int = 0
+
+    def record(self, cause: Tensor) -> dict[str, Any]:
+        """These scores by name."""
+        ceiling, floor = disentanglement(self.full, cause), disentanglement(self.nothing, cause)
+        out: dict[str, Any] = {
+            "full_patch_cause": ceiling[0],
+            "full_patch_isolation": ceiling[1],
+            "no_patch_cause": floor[0],
+            "no_patch_isolation": floor[1],
+        }
+        if self.aligned is not None:
+            out |= dict(zip([f"mdas_{name}" for name in NAMES], disentanglement(self.aligned, cause), strict=True))
+            out["mdas_axes_exchanged"] = self.axes
+        return out
 
 
 @dataclass(frozen=True)
@@ -29,6 +61,7 @@ class AttributeScores:
         cause: [item] bool.
         latents: how many latents the mask exchanges.
         entities: the base's entity of every item.
+        bounds: what can be reached at the site.
     """
 
     kind: str
@@ -38,6 +71,7 @@ class AttributeScores:
     cause: Tensor
     latents: int
     entities: list[str]
+    bounds: SiteScores
 
     def record(self) -> dict[str, Any]:
         """One entry of ``eval_result_details``."""
@@ -55,38 +89,50 @@ class AttributeScores:
             "all_exchanged_isolation": everything[1],
             "none_exchanged_cause": nothing[0],
             "none_exchanged_isolation": nothing[1],
+            **self.bounds.record(self.cause),
         }
 
 
 @dataclass(frozen=True)
-class Asked:
+class Knowledge:
     """What the model knew: type of entity → share of prompts answered rightly, and why attributes were left out."""
 
-    accuracy: Mapping[str, float]
-    skipped: Sequence[str] = ()
+    accuracy: dict[str, float]
+    skipped: list[str] = field(default_factory=list[str])
+
+
+def full_patch_cause(scores: Sequence[AttributeScores], kind: str | None = None) -> float:
+    """The ceiling of cause at a site, of one type of entity or of all."""
+    records = [s.record() for s in scores if kind in (None, s.kind)]
+    return over_entities(records, "full_patch_cause")
 
 
 def make_result(
     name: str,
     dictionary: DictionaryLike,
     scores: Sequence[AttributeScores],
-    asked: Asked,
+    knowledge: Knowledge,
+    unread: Mapping[str, Any],
     eval_type: str,
     definition: str,
     config: BaseModel,
     hashes: Mapping[str, str],
 ) -> Result:
-    """The result of one dictionary: means over seeds, then attributes, then types of entities."""
+    """The result of one dictionary: means over seeds, then attributes, then types of entities.
+
+    ``unread`` goes into the details where the site is not read (:data:`saeworks.evals.entities.read_sites.READ`).
+    """
     dump = config.model_dump(mode="json")
     records = [s.record() for s in scores]
-    context_names = [key for key in records[0] if key.startswith(("all_", "none_", "latents_"))] if records else []
+    context_names = dict.fromkeys(key for r in records for key in r if key.startswith(CONTEXT))
     context: dict[str, float | int | None] = {key: over_entities(records, key) for key in context_names}
-    context |= {f"{kind}_prompts_answered": share for kind, share in asked.accuracy.items()}
+    context |= {f"{kind}_prompts_answered": share for kind, share in knowledge.accuracy.items()}
     metrics: Metrics = {
         "ravel": {key: over_entities(records, key) for key in ("disentanglement_score", *NAMES[:2])},
         "context": context,
     }
-    details = [*records, *([{"skipped": list(asked.skipped)}] if asked.skipped else []), *_warning(context)]
+    skipped = [{"skipped": list(knowledge.skipped)}] if knowledge.skipped else []
+    details = [*records, *skipped, *_notes(context, unread)]
     by_entity: dict[str, dict[str, Any]] = {}
     for r in records:
         place = by_entity.setdefault(f"{r['entity']}_results", {}).setdefault(f"{r['entity']}_{r['attribute']}", {})
@@ -111,24 +157,25 @@ def make_result(
     )
 
 
-def _warning(context: Mapping[str, float | int | None]) -> list[dict[str, Any]]:
-    """A note where not even exchanging everything changes the answers: the model no longer reads the site there."""
-    ceiling = context.get("all_exchanged_cause")
-    if ceiling is None or not ceiling < 0.5:
+def _notes(context: Mapping[str, float | int | None], unread: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A note where not even exchanging everything changes the answers, which bounds what a mask can do."""
+    full, latents = context.get("full_patch_cause"), context.get("all_exchanged_cause")
+    if full is None or latents is None or not latents < READ:
         return []
+    if full < READ:
+        return [dict(unread)]
     return [
         {
-            "note": f"exchanging all latents gives the other answer in {ceiling:.0%} of the cause pairs, which bounds "
-            "what a mask can do: the model reads the entity before this site, or the dictionary does not rebuild it; "
-            "measure at an earlier layer"
+            "note": f"Exchanging all latents gives the other answer in {latents:.0%} of the cause pairs, the "
+            f"whole activation in {full:.0%}: the dictionary does not rebuild what the model reads of the entity."
         }
     ]
 
 
 def over_entities(records: Sequence[Mapping[str, Any]], key: str) -> float:
-    """The mean over types of entities of the mean over attributes of the mean over seeds."""
+    """The mean over types of entities of the mean over attributes of the mean over the seeds that have the key."""
     table: dict[str, dict[str, list[float]]] = {}
-    for r in records:
+    for r in (r for r in records if key in r):
         table.setdefault(r["entity"], {}).setdefault(r["attribute"], []).append(float(r[key]))
     return _mean([_mean([_mean(values) for values in attributes.values()]) for attributes in table.values()])
 

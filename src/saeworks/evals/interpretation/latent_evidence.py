@@ -62,6 +62,10 @@ class LatentEvidence:
     texts: tuple[tuple[int, tuple[float, ...]], ...]
     promoted: tuple[str, ...]
 
+    def joined(self, more: LatentEvidence) -> LatentEvidence:
+        """With the texts of another kind behind its own."""
+        return LatentEvidence(self.texts + more.texts, self.promoted)
+
 
 def strongest_texts(
     dictionaries: Mapping[str, DictionaryLike],
@@ -76,29 +80,59 @@ def strongest_texts(
 
     A latent is as strong in a text as its largest absolute activation there; texts without any are left out.
     """
-    found = {name: _Strongest(len(chosen), count, rows.columns) for name, chosen in latents.items()}
+    kinds = torch.zeros(len(rows.token_ids), dtype=torch.int64)
+    return strongest_texts_by_kind(dictionaries, model, rows, sites, latents, kinds, [count], batch_size)[0]
+
+
+def strongest_texts_by_kind(
+    dictionaries: Mapping[str, DictionaryLike],
+    model: LanguageModel,
+    rows: TokenRows,
+    sites: Mapping[str, str],
+    latents: Mapping[str, Sequence[int]],
+    kinds: Tensor,
+    counts: Sequence[int],
+    batch_size: int,
+) -> list[dict[str, dict[int, LatentEvidence]]]:
+    """:func:`strongest_texts` among each kind of text by itself, from one pass over all.
+
+    Args:
+        kinds: [row] the kind of each row, from 0. counts: how many texts are kept of each kind.
+    """
+    found = [
+        {name: _Strongest(len(chosen), count, rows.columns) for name, chosen in latents.items()} for count in counts
+    ]
     unique = sorted({sites[name] for name in latents})
     bar = progress(len(rows.token_ids), "evidence", unit="text")
     with torch.no_grad():
         for batch, chosen, valid in rows.batches(model, batch_size):
             for site, activations in harvest(model, batch, unique).items():
                 mask = valid.to(activations.device)
-                for name in latents:
-                    if sites[name] == site:
-                        index = torch.tensor(list(latents[name]), dtype=torch.int64)
-                        x = to_dictionary(activations[mask], dictionaries[name])
-                        codes = dictionaries[name].encode(x)[:, index.to(x.device)].float().cpu()
-                        dense = torch.zeros(*valid.shape, len(index))
-                        dense[valid] = codes
-                        found[name].add(dense.permute(2, 0, 1), chosen)
+                for name in (name for name in latents if sites[name] == site):
+                    index = torch.tensor(list(latents[name]), dtype=torch.int64)
+                    x = to_dictionary(activations[mask], dictionaries[name])
+                    codes = dictionaries[name].encode(x)[:, index.to(x.device)].float().cpu()
+                    dense = torch.zeros(*valid.shape, len(index))
+                    dense[valid] = codes
+                    for kind in kinds[chosen].unique().tolist():
+                        own = kinds[chosen] == kind
+                        found[kind][name].add(dense[own].permute(2, 0, 1), chosen[own])
             bar.update(len(chosen))
     bar.close()
-    out: dict[str, dict[int, LatentEvidence]] = {}
-    for name, chosen in latents.items():
-        words = promoted_tokens(model, dictionaries[name].W_dec.detach()[list(chosen)])
-        texts = found[name].texts(rows)
-        out[name] = {i: LatentEvidence(t, w) for i, t, w in zip(chosen, texts, words, strict=True)}
-    return out
+    words = {
+        name: promoted_tokens(model, dictionaries[name].W_dec.detach()[list(chosen)])
+        for name, chosen in latents.items()
+    }
+    return [
+        {
+            name: {
+                i: LatentEvidence(texts, w)
+                for i, texts, w in zip(chosen, of_kind[name].texts(rows), words[name], strict=True)
+            }
+            for name, chosen in latents.items()
+        }
+        for of_kind in found
+    ]
 
 
 class _Strongest:
