@@ -54,7 +54,8 @@ def test_an_unknown_name_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_run_that_can_start(name: str) -> None:
-    sites = {"site": "layers.0.resid_post,layers.1.resid_post"} if name == "crosscoder-chat" else {}
+    several = any(r.inputs == "sources" for r in PRESETS[name].recipes)
+    sites = {"site": "layers.0.resid_post,layers.1.resid_post"} if several else {}
     config = resolve(RunConfig, {"preset": name, **sites})
     check_settings(config.model_copy(update={"tokens": max(config.tokens, 2 * config.batch_size)}))
     members = grid(config)
