@@ -25,7 +25,7 @@ p, ul { max-width:72ch; }
 p.note, figcaption, .soft { color:var(--soft); font-size:.9rem; }
 nav.toc { position:sticky; top:0; background:var(--page); border-bottom:1px solid var(--line); z-index:3; }
 nav.toc ul { list-style:none; margin:0 auto; padding:8px 20px; max-width:1120px; display:flex; gap:4px 18px;
-  overflow-x:auto; white-space:nowrap; font-size:.92rem; }
+  flex-wrap:wrap; white-space:nowrap; font-size:.92rem; }
 nav.toc a { text-decoration:none; }
 nav.toc a:hover { text-decoration:underline; }
 dl.facts { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(44%,185px),1fr)); gap:14px 18px;
