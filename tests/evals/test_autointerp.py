@@ -257,6 +257,24 @@ def test_bad_answers_are_counted_as_what_they_are(model, tmp_path):
     assert reasons == ["detection cut_off", "detection refused", "detection unreadable", "detection failed"]
 
 
+@pytest.mark.parametrize("answer", ["None", "all"])
+def test_a_judge_that_always_says_the_same_is_no_better_than_chance(model, tmp_path, answer):
+    def stubborn(question):
+        user = question["messages"][1]["content"]
+        if "<<" in user:
+            return reading(question)
+        shown = re.findall(r"^(\d+)\. ", user, re.MULTILINE)
+        return said(", ".join(shown) if answer == "all" else answer)
+
+    with serving(Server(otherwise=stubborn)) as server:
+        given = {"judge": server.url, "judge_model": "m", "judge_cache": str(tmp_path), "seeds": (0,)}
+        dictionary = WordReader(model, [["dog"], ["cat"], ["runs"]])
+        result = autointerp.run({"d": dictionary}, model, texts(), SMALL.model_copy(update=given))["d"]
+    none = result.metric("detection", "accuracy_of_none")
+    assert result.metric("detection", "balanced_accuracy") == 0.5
+    assert result.metric("autointerp", "autointerp_score") == pytest.approx(none if answer == "None" else 1 - none)
+
+
 def test_hashes_follow_texts_spans_and_judge(model):
     base = autointerp.data_hashes(texts(20), SMALL)
     assert base == autointerp.data_hashes(texts(20), SMALL)

@@ -11,7 +11,6 @@ from saeworks.evals.compat.core_compat import (
     CompatSums,
     compat_table,
     core_compat,
-    densities_compat,
     kl_of_softmaxes,
     latent_records,
     packed_batches,
@@ -87,7 +86,6 @@ def test_mse_shrinks_with_the_batch_and_explained_variance_averages_batches():
 def test_signs_are_lost_in_l1_and_density_only_in_compat():
     assert core_compat(X, X_HAT, F)["l1"] == pytest.approx(1.0)
     assert metrics.l1(F) == pytest.approx(7 / 3)
-    assert densities_compat(F).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
     assert in_batches(slice(0, 2), slice(2, 3)).densities().tolist() == pytest.approx([2 / 3, 1 / 3, 0])
     assert metrics.densities(F).tolist() == pytest.approx([2 / 3, 2 / 3, 0])
 
@@ -158,7 +156,7 @@ def test_a_run_equals_the_arithmetic_on_its_own_batches(model, source, make_dict
             if name in result.eval_result_metrics[category]:
                 assert result.metric(category, name) == pytest.approx(value, rel=1e-5), name
     records = [r for r in result.eval_result_details if "index" in r]
-    density = densities_compat(torch.cat(codes))
+    density = (torch.cat(codes) > 0).double().mean(0)
     assert [r["feature_density"] for r in records] == pytest.approx(density.tolist())
     silent = next(i for i, d in enumerate(density.tolist()) if d == 0)
     assert records[silent]["consistent_activation_heuristic"] == -1.0
@@ -223,7 +221,7 @@ def test_firing_tokens_per_prompt_counts_negative_latents_only_when_corrected(mo
     )
     state = core._State(dictionary, 1, torch.zeros(2), config)
     state.update(X[None], batch, 0, config)
-    density = densities_compat(F) if mode == "compat" else metrics.densities(F)
+    density = in_batches(slice(0, 3)).densities() if mode == "compat" else metrics.densities(F)
     heuristic = core._per_latent(state, density)["consistent_activation_heuristic"]
     assert heuristic.tolist() == pytest.approx(expected, nan_ok=True)
 

@@ -1,5 +1,7 @@
 """The runner writes every result once, and measures again only what changed."""
 
+import copy
+
 import pytest
 import torch
 from pydantic import BaseModel
@@ -8,6 +10,7 @@ from saeworks.errors import InputError
 from saeworks.evals import core, sparse_probing
 from saeworks.evals.runner import Data, run_evals
 from saeworks.evals.sparse_probing import LabelledSet
+from saeworks.models.language_model import LanguageModel
 from saeworks.results.envelope import read_results, result_path
 
 CONFIGS: dict[str, BaseModel] = {"core": core.Config(tokens=100, batch_size=8, context_length=16, resamples=20)}
@@ -42,6 +45,19 @@ def test_a_result_in_another_number_type_is_measured_again(
     monkeypatch.setattr(model, "dtype", torch.bfloat16)
     second = run_evals(["core"], dictionaries, model, data, tmp_path, CONFIGS)["core"]
     assert second["a"].eval_id != first["a"].eval_id
+
+
+def test_results_of_weights_that_were_changed_in_place_are_not_kept(
+    model, make_source, make_sentences, make_dictionary, tmp_path
+):
+    model = LanguageModel(copy.deepcopy(model.module), model.tokenizer, name="tiny", head="causal")
+    dictionaries, data = {"a": make_dictionary()}, Data(text=make_source(make_sentences(30)))
+    first = run_evals(["core"], dictionaries, model, data, tmp_path, CONFIGS)["core"]["a"]
+    with torch.no_grad():
+        model.module.get_input_embeddings().weight.mul_(1.5)
+    second = run_evals(["core"], dictionaries, model, data, tmp_path, CONFIGS)["core"]["a"]
+    metric = ("model_performance_preservation", "ce_loss_without_sae")
+    assert second.metric(*metric) != first.metric(*metric)
 
 
 def test_probing_other_labels_of_the_same_texts_is_another_measurement(make_sentences):

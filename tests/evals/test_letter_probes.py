@@ -43,6 +43,11 @@ def test_positives_weigh_as_much_as_negatives(positives, negatives, weight):
     assert float(positive_weight(targets)[0]) == pytest.approx(weight)
 
 
+def test_every_letter_has_a_weight_of_its_own():
+    targets = torch.tensor([[1.0, 1.0]] * 3 + [[0.0, 1.0]] * 2 + [[0.0, 0.0]])
+    torch.testing.assert_close(positive_weight(targets), torch.tensor([1.0, 0.2]))
+
+
 def test_probes_on_activations_find_planted_letters_and_repeat_with_the_seed():
     g = torch.Generator().manual_seed(1)
     directions = torch.randn(4, 32, generator=g)

@@ -105,6 +105,19 @@ def test_weights_changed_in_place_and_another_context_length_are_a_miss(model, m
     assert int(short.tokens.max()) == 3
 
 
+def test_two_models_changed_equally_often_are_not_taken_for_one(model, make_sentences, make_dictionary, tmp_path):
+    """What is on disk outlives the process, and with it every count of changes."""
+    dictionary, rows, found = make_dictionary(), make_sentences(6), []
+    for factor in (1.1, 1.2):
+        same = twin(model, 0.0)
+        same.fingerprint()
+        with torch.no_grad():
+            same.module.get_input_embeddings().weight.mul_(factor)
+        found.append(TextPool(tmp_path).pool({"d": dictionary}, same, rows, 16))
+        assert equal(found[-1], pool_texts({"d": dictionary}, same, rows, 16), exactly=True)
+    assert not equal(*found)
+
+
 def test_a_dictionary_without_a_fingerprint_is_known_by_being_the_same_object(model, make_sentences, tmp_path):
     one, other, rows = controls.identity(16, SITE), controls.identity(16, SITE), make_sentences(6)
     other.b_dec = other.b_dec + 1.0

@@ -69,6 +69,23 @@ def test_fingerprint_of_a_model_in_memory(checkpoint: Checkpoint) -> None:
     assert changed.fingerprint() != made[0].fingerprint()
 
 
+def test_weights_changed_after_loading_are_another_model(checkpoint: Checkpoint) -> None:
+    path = checkpoint("llama")
+    loaded, untouched = (load_language_model(path, device="cpu") for _ in range(2))
+    made = LanguageModel(loaded.module, loaded.tokenizer, name="mine", head="causal")
+    before = loaded.fingerprint(), made.fingerprint()
+    assert loaded.fingerprint() == before[0] == untouched.fingerprint()
+    weight = loaded.module.get_input_embeddings().weight
+    found = [before]
+    for factor in (1.1, 1.2):
+        with torch.no_grad():
+            weight.mul_(factor)
+        found.append((loaded.fingerprint(), made.fingerprint()))
+    assert len({of_files for of_files, _ in found}) == len({of_weights for _, of_weights in found}) == 3
+    loaded.module.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.zeros_like(weight)))
+    assert loaded.fingerprint() not in {of_files for of_files, _ in found}
+
+
 def test_loading_writes_nothing_to_standard_output(checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
     import transformers
 

@@ -101,7 +101,8 @@ class LanguageModel:
         self.max_context = _max_context(config)
         self._rules = tokens.read_rules(tokenizer, int(embeddings.weight.shape[0]), self.max_context, self.is_causal)
         self._widths: dict[tuple[str, str], int] = {}
-        self._fingerprint: str | None = None
+        self._as_made = self._state()
+        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -113,15 +114,24 @@ class LanguageModel:
 
     def fingerprint(self) -> str:
         """What the model is, wherever it lies: ``repository@commit`` for the hub, else a sha256 over config, weights
-        and tokenizer files, else (a model made in memory) over the parameters. Computed once."""
-        if self._fingerprint is None:
-            if self._directory is not None:
-                self._fingerprint = fingerprint_directory(self._directory)
-            elif self.revision is not None:
-                self._fingerprint = f"{self.name.partition('@')[0]}@{self.revision}"
-            else:
-                self._fingerprint = fingerprint_parameters(self.module)
-        return self._fingerprint
+        and tokenizer files, else (a model made in memory, or weights that were changed since it was loaded) over the
+        parameters. Computed once for each state of the weights; writing through ``parameter.data`` is not noticed.
+        """
+        state = self._state()
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = state, self._identity(changed=state != self._as_made)
+        return self._fingerprint[1]
+
+    def _identity(self, changed: bool) -> str:
+        if self._directory is not None and not changed:
+            return fingerprint_directory(self._directory)
+        if self.revision is not None and not changed:
+            return f"{self.name.partition('@')[0]}@{self.revision}"
+        return fingerprint_parameters(self.module)
+
+    def _state(self) -> tuple[tuple[int, int], ...]:
+        """Which parameters there are, and how often each was changed in place (inference tensors do not count)."""
+        return tuple((id(p), 0 if p.is_inference() else p._version) for p in self.module.parameters())
 
     def sites(self) -> list[str]:
         """Canonical names of all sites, layer by layer in the order of computation."""

@@ -111,11 +111,6 @@ def core_compat(x: Tensor, x_hat: Tensor, f: Tensor) -> dict[str, float]:
     return sums.result()
 
 
-def densities_compat(f: Tensor) -> Tensor:
-    """[latent]: share of tokens with f > 0. A signed latent counts only where it is positive."""
-    return double(f > 0).mean(0)
-
-
 def kl_of_softmaxes(p: Tensor, q: Tensor) -> Tensor:
     """[token] Σ p (log p - log q) of probabilities [token, vocabulary], logarithms taken after the softmax.
 

@@ -228,17 +228,13 @@ def pool_texts(
 
 
 def _way(model: LanguageModel, context_length: int, mask: TokenMask) -> dict[str, Any]:
-    """What pooled activations depend on beside site and text.
-
-    The model's fingerprint is that of its files; parameters that were changed in place since then count their changes.
-    """
+    """What pooled activations depend on beside site and text."""
     config = getattr(model.module, "config", None)
     settings = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in _NO_SETTINGS}
     return {
         "form": FORM,
         "model": fingerprint_of_model(model),
         "settings": sha256_json(settings),
-        "changes": sum(0 if p.is_inference() else p._version for p in model.module.parameters()),
         "tokenizer": [getattr(model.tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos")],
         "context_length": context_length,
         "mask": mask.name,
