@@ -11,9 +11,10 @@ from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
-from saeworks.diffing.latent_scaling import LatentScaling, latent_scaling
+from saeworks.diffing import latent_scaling
 from saeworks.diffing.pairs import PairedBatch, synthetic_source
 from saeworks.diffing.probes import Probe, control_probe, source_probes
+from saeworks.diffing.scaling import LatentScaling
 from saeworks.diffing.scaling_estimates import ESTIMATORS, TARGETS, Estimator, Target
 from saeworks.errors import InputError
 from saeworks.world.synthetic.paired import PairedFeatures
@@ -379,3 +380,73 @@ def test_bad_rows_are_sentences() -> None:
         scaling.beta(estimator="centred")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least one batch"):
         latent_scaling(difference_dictionary(), iter(list[PairedBatch]()), reads=0)
+
+
+def test_the_function_of_the_room_takes_sources_batches_streams_and_tensors() -> None:
+    import saeworks.diffing
+    import saeworks.diffing.latent_pass  # importing its module leaves the name a function
+    from saeworks.diffing import latent_scaling as measured
+    from saeworks.diffing.paired_stream import synthetic_stream
+
+    assert saeworks.diffing.latent_scaling is measured is latent_scaling
+    with pytest.raises(AttributeError):
+        _ = saeworks.diffing.latent_scalin  # pyright: ignore[reportAttributeAccessIssue]
+    features = PairedFeatures(d=8)
+    dictionary, source = difference_dictionary(), synthetic_source(features, tokens=6000)
+    found = measured(dictionary, source, reads="difference", block_tokens=500)
+    x = [torch.cat(parts) for parts in zip(*(batch.x for batch in source.batches()), strict=True)]
+    ways: list[Any] = [source.batches(), x, tuple(x), torch.stack(x, dim=1)]
+    for way in ways:
+        same = measured(dictionary, way, reads="difference", block_tokens=500)
+        assert same.tokens == 6000
+        torch.testing.assert_close(same.beta().value, found.beta().value, equal_nan=True, rtol=1e-4, atol=1e-5)
+    stream = synthetic_stream(features, seed=5)
+    assert measured(dictionary, stream, "difference", 2500).tokens == 2500
+    assert measured(dictionary, source, "difference", 700).tokens == 700
+    with pytest.raises(InputError, match="never ends"):
+        measured(dictionary, stream, "difference")
+    with pytest.raises(InputError, match="One \\[token, width\\] tensor per model"):
+        measured(dictionary, x[0], "difference")
+    with pytest.raises(InputError, match="One \\[token, width\\] tensor per model"):
+        measured(dictionary, [x[0], x[1][:-1]], "difference")
+
+
+def test_importing_the_room_loads_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, saeworks.diffing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_centred_ceiling_divides_by_the_variance_of_the_codes() -> None:
+    """A latent that fires on half of the tokens, errors at their optimum: E[e] = 0 and E[f e] = λ/2 E[f] d / |d|."""
+    draw = torch.Generator().manual_seed(2)
+    n, penalty = 20_000, 1.2
+    s = (1 + torch.rand(n, 1, generator=draw)).double() * (torch.rand(n, 1, generator=draw) < 0.5)
+    u = torch.tensor([[0.6, 0.8]]).double()
+    centred = s - s.mean()
+    error = centred * (penalty / 2 * s.mean() / (s * centred).mean()) * u
+    decoders = [torch.zeros(1, 2).double(), u]
+    scaling = LatentScaling(source_probes(decoders), decoders, precision=torch.float64)
+    scaling.add(s, [0 * error, error], [0 * s * u, s * u])
+    read_off = float(scaling.detection_ceiling("centered"))
+    assert float(scaling.detection_ceiling("centered", penalty)) == pytest.approx(read_off, rel=1e-6)
+    assert float(scaling.detection_ceiling("paper", penalty)) < 0.7 * read_off
+
+
+def test_there_is_no_ceiling_without_a_positive_beta_and_no_saturation_of_rare_latents() -> None:
+    f = torch.zeros(1000, 2).double()
+    f[::2, 0], f[:50, 1] = 1.0, 1.0
+    f *= torch.linspace(1, 2, 1000).double()[:, None]
+    u = torch.eye(2).double()
+    decoders = [torch.zeros(2, 2).double(), u]
+    scaling = LatentScaling(source_probes(decoders), decoders, precision=torch.float64)
+    # The chat error of the first latent takes more away than its decoder puts there; that of the second adds to it.
+    chat = f * torch.tensor([-1.5, 0.5])
+    scaling.add(f, [0.2 * f, chat], [0 * f, f])
+    ceiling, saturation = scaling.detection_ceiling("paper"), scaling.saturation("paper")
+    assert bool(ceiling[0].isnan())
+    assert float(ceiling[1]) == pytest.approx(1 / 3, abs=1e-6)
+    assert not bool(scaling.ratio("error", "paper").defined[1])
+    assert bool(saturation.isnan().all())

@@ -10,6 +10,7 @@ from planted_dictionary import planted
 from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
+from saeworks.diffing import latent_scaling
 from saeworks.diffing.classes import (
     CLASSES,
     RELAXED,
@@ -22,7 +23,6 @@ from saeworks.diffing.classes import (
 )
 from saeworks.diffing.divergence import DivergenceCounts
 from saeworks.diffing.latent_pass import measure_latents
-from saeworks.diffing.latent_scaling import latent_scaling
 from saeworks.diffing.latent_stats import BINS, LatentStatistics, bin_edges
 from saeworks.diffing.latent_table import TEXT_COLUMNS, latent_table
 from saeworks.diffing.pairs import PairedBatch, synthetic_source

@@ -291,7 +291,7 @@ def test_transcripts_that_are_none_are_refused(tmp_path, models):
         open_transcripts(str(tmp_path / "missing.jsonl"))
     file = tmp_path / "talk.jsonl"
     file.write_text(json.dumps({"messages": TALK[0]}) + "\n\n" + json.dumps({"messages": TALK[1]}) + "\n")
-    source = open_transcripts(str(file))
+    source = open_transcripts(str(file), split="all")
     assert [json.loads(d.text) for d in source.documents()] == TALK
     assert [json.loads(d.text) for d in source.documents(1)] == TALK[1:]
     file.write_text(json.dumps({"text": "hello"}) + "\n")
@@ -306,3 +306,39 @@ def test_transcripts_that_are_none_are_refused(tmp_path, models):
     finally:
         tokenizer.chat_template = kept
     assert ids == {0}, "what the template refuses is left out"
+
+
+def test_a_message_that_also_stands_in_the_template_is_found_where_it_was_said():
+    from tiny_pair import tokenizer
+
+    template = (
+        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|> {{ 'a cat' if m['role'] == 'user' else 'the dog' }} "
+        "{{ m['content'] }} <|end|> {% endfor %}"
+    )
+    made = tokenizer(template)
+    ids, is_template, answers = render(
+        made, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "dog"}]
+    )
+    words = made.convert_ids_to_tokens(ids)
+    assert [w for w, marked in zip(words, is_template, strict=True) if not marked] == ["<bos>", "a", "dog"]
+    # Both messages stand behind the template's own "a cat" and "the dog"; that "dog" predicts the answer's.
+    assert [i for i, marked in enumerate(is_template) if not marked] == [0, 4, 9]
+    assert [(i, k) for i, k in enumerate(answers) if k >= 0] == [(8, 0)]
+
+
+def test_a_file_of_transcripts_holds_out_some(tmp_path):
+    file = tmp_path / "talks.jsonl"
+    talks = [[{"role": "user", "content": f"question {i}"}] for i in range(400)]
+    file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    parts = {
+        split: [d.text for d in open_transcripts(str(file), split=split).documents()]
+        for split in ("train", "validation", "all")
+    }
+    assert not set(parts["train"]) & set(parts["validation"])
+    assert set(parts["train"]) | set(parts["validation"]) == set(parts["all"])
+    assert 5 <= len(parts["validation"]) <= 40
+    validation = open_transcripts(str(file), split="validation")
+    assert [d.text for d in validation.documents(2, 3)] == parts["validation"][2:5]
+    assert validation.fingerprint() != open_transcripts(str(file), split="train").fingerprint()
+    with pytest.raises(InputError, match="no split 'test'"):
+        open_transcripts(str(file), split="test")

@@ -53,7 +53,7 @@ def settings(models: tuple[Path, Path], tiny_texts: Path, tmp_path_factory: pyte
     words = ["dog", "cat", "runs", "sleeps", "red", "green", "house", "river"]
     path = tmp_path_factory.mktemp("talks") / "talks.jsonl"
     with open(path, "w", encoding="utf-8") as f:
-        for _ in range(60):
+        for _ in range(900):  # of which some 45 are held out
             asked, said = (" ".join(draw.choices(words, k=n)) for n in (4, 5))
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
             f.write(json.dumps({"messages": turns}) + "\n")
@@ -175,7 +175,7 @@ def test_a_plan_writes_nothing(settings: Settings, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"transcripts": None}, "choose --presets standard"),
+        ({"transcripts": "TALKS:empty"}, "no transcript"),
         ({"recipe": "topk"}, "needs both models side by side"),
         ({"recipe": "diffing-batch_topkk"}, "Did you mean 'diffing-batch_topk'"),
         ({"model": "world"}, "BASE and CHAT"),
@@ -187,8 +187,113 @@ def test_a_plan_writes_nothing(settings: Settings, tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_a_sentence(settings: Settings, tmp_path: Path, changes: Settings, said: str) -> None:
+    if changes.get("transcripts") == "TALKS:empty":
+        (tmp_path / "empty.jsonl").touch()
+        changes = {"transcripts": str(tmp_path / "empty.jsonl")}
     with pytest.raises(InputError, match=said):
         diff({**settings, "out": tmp_path / "out", **changes})
+    assert not (tmp_path / "out").exists()  # so that the command can be repeated with better settings
+
+
+def test_a_chat_model_without_a_template_is_refused_before_anything_is_written(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="no chat template"):
+        diff({**settings, "chat": settings["base"], "base": settings["chat"], "out": tmp_path / "out"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_alone_are_compared_without_patching(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that names two models, texts, a site and a folder."""
+    import pyarrow.parquet as parquet
+
+    out = tmp_path / "out"
+    base, chat = settings["base"], settings["chat"]
+    rest = ("width", "k", "tokens", "batch_size", "buffer_tokens", "measure_tokens", "context_length", "device")
+    more = [part for key in rest for part in ("--" + key.replace("_", "-"), str(settings[key]))]
+    line = ["diff", base, chat, "--data", settings["data"][0], "--site", settings["site"], "--out", str(out), "--json"]
+    assert main([*line, *more]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["kl"] == []
+    assert any("No transcripts were given" in note for note in summary["notes"])
+    assert "No transcripts were given" in (out / "report.html").read_text(encoding="utf-8")
+    table = parquet.read_table(out / "latents.parquet").to_pydict()
+    assert {
+        "latent", "relative_decoder_norm", "decoder_cosine", "nu_error", "nu_reconstruction", "beta_base_error",
+        "beta_chat_error", "density_base", "density_chat", "class", "flags",
+    } <= set(table)  # fmt: skip
+    assert table["density_base"] == table["density"]
+    assert set(table["density_chat"]) == {None}
+
+
+def test_one_model_twice_has_nothing_new(settings: Settings, tmp_path: Path) -> None:
+    summary = diff({**settings, "base": settings["chat"], "out": tmp_path / "out"})
+    assert summary["counts"]["candidates"] == 0
+    assert summary["counts"]["classes"]["shared"] == summary["counts"]["alive"]
+    assert all(abs(row["kl"]) < 1e-6 for row in summary["kl"])
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_table_that_is_gone_is_measured_again(
+    finished: tuple[Path, dict[str, Any]], settings: Settings, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    (out / "latents.parquet").unlink()
+    summary = diff({**settings, "out": out, "resume": True})
+    assert (out / "latents.parquet").read_bytes() == (finished[0] / "latents.parquet").read_bytes()
+    assert summary["seconds"]["patching"] == 0.0
+
+
+def test_random_groups_are_of_latents_that_fire(
+    finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, settings: Settings, tmp_path: Path
+) -> None:
+    import saeworks.diffing.patching as module
+
+    drawn: list[list[int]] = []
+    real = module.conditions
+
+    def seen(groups: Any, candidates: Any, *rest: Any, **more: Any) -> Any:
+        drawn.append(candidates.tolist())
+        return real(groups, candidates, *rest, **more)
+
+    monkeypatch.setattr(module, "conditions", seen)
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    (out / "stages" / "patching.json").unlink()
+    diff({**settings, "out": out, "resume": True})
+    measured = json.loads((out / "stages" / "measure.json").read_text(encoding="utf-8"))["value"]
+    assert drawn == [measured["alive"]]
+
+
+@pytest.mark.parametrize(
+    ("sources", "metadata", "said"),
+    [
+        (("chat", "base"), {}, "in this order"),
+        (("layers.0.resid_post", "layers.1.resid_post"), {}, "needs base and chat"),
+        (("base", "chat"), {"site": "layers.1.resid_post"}, "trained at another site"),
+        (("base", "chat"), {"base_model_fingerprint": "other"}, "trained on another base model"),
+        (("base", "chat"), {"model_fingerprint": "other"}, "trained on another chat model"),
+    ],
+)
+def test_a_crosscoder_over_something_else_is_refused(
+    settings: Settings, tmp_path: Path, sources: tuple[str, str], metadata: Settings, said: str
+) -> None:
+    import torch
+
+    from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
+
+    weights = torch.randn(32, 8)
+    cfg = DictionaryConfig(
+        architecture="topk", d_in=32, d_sae=8, k=2, apply_b_dec_to_input=False, sources=sources, metadata=metadata
+    )
+    Dictionary(cfg, weights, weights.T, torch.zeros(8), torch.zeros(32)).save(tmp_path / "own")
+    rest = {key: value for key, value in settings.items() if key not in ("width", "k")}
+    with pytest.raises(InputError, match=said):
+        diff({**rest, "dictionary": tmp_path / "own", "out": tmp_path / "out"})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dictionary_of_one_model_is_refused(settings: Settings, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saeworks.diffing.latent_scaling import latent_scaling
+from saeworks.diffing import latent_scaling
 from saeworks.errors import InputError
 from saeworks.papers.diffing_bench import CONFIGURATIONS, bench, explained_variances
 from saeworks.papers.diffing_targets import Measured, measure, targets

@@ -108,14 +108,12 @@ def _print(summary: Mapping[str, Any]) -> None:
         keys = ("latents", "alive", "candidates", "genuine", "complete_shrinkage", "decoupled", "undecided", "twins")
         print_table("Latents", [{key: counts[key] for key in keys}])
         print_table("Genuinely new", _genuine(summary["genuine"]))
-        rows = [row for row in summary["kl"] if row["group"] == "all"]
-        print_table(
-            "KL of the chat model's answers with the base's activations, changed as follows",
-            [
-                {key: row[key] for key in ("condition", "latents", "kl", "kl_low", "kl_high", "recovered")}
-                for row in rows
-            ],
-        )
+        keys = ("condition", "latents", "kl", "kl_low", "kl_high", "recovered")
+        rows = [{key: row[key] for key in keys} for row in summary["kl"] if row["group"] == "all"]
+        if rows:
+            print_table("KL of the chat model's answers with the base's activations, changed as follows", rows)
+    for note in summary["notes"]:
+        print_line(f"Note: {note}")
     for one in summary["methods"]:
         print_table(one["method"], [dict(one["numbers"])])
 

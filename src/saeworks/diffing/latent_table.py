@@ -10,9 +10,9 @@ from torch import Tensor
 
 from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.diffing.classes import CLASSES, PAPER, Thresholds, classes, decoder_cosine, flags, relative_norm
-from saeworks.diffing.latent_scaling import LatentScaling
 from saeworks.diffing.latent_stats import GROUPS, LatentStatistics
-from saeworks.diffing.pairs import SOURCES
+from saeworks.diffing.paired_batches import CHAT, SOURCES, TEXTS
+from saeworks.diffing.scaling import LatentScaling
 from saeworks.diffing.scaling_estimates import Estimator, Ratio
 from saeworks.diffing.twins import Twins
 from saeworks.errors import InputError
@@ -41,7 +41,8 @@ def latent_table(
     ``nu_reconstruction_of_base`` (chat over base, along the base decoder), ``detection_ceiling``, ``saturation``;
     ``beta_base_*`` and ``beta_chat_*`` along the chat decoder; every nu and beta has a column with ``_se``. Then what
     was counted: ``active_tokens``, ``density`` and ``max``, the same and ``mean_active`` for every data set, the
-    density on every group of tokens, ``template_share``; and ``twin`` with ``twin_cosine``.
+    density on every group of tokens (``density_base`` and ``density_chat`` are those on plain texts and on transcripts,
+    NaN where there were none), ``template_share``; and ``twin`` with ``twin_cosine``.
 
     Latents that look base-only get the verdict of the mirrored question, so that ``flags`` reads the same for both.
     For any other dictionary the columns of decoders and of the targets error and reconstruction are left out.
@@ -141,6 +142,13 @@ def _of_counts(statistics: LatentStatistics) -> Columns:
         columns[f"density_{name}"] = _numbers(statistics.density(name))
         columns[f"max_{name}"] = _numbers(statistics.maximum(name))
         columns[f"mean_active_{name}"] = _numbers(statistics.mean_active(name))
+    # Under the names of the models whose texts these are, and whatever the data sets: plain texts are what the base was
+    # made for, transcripts what the chat model was.
+    for model, data_set in (("base", TEXTS), ("chat", CHAT)):
+        seen = data_set in statistics.data_sets
+        columns[f"density_{model}"] = _numbers(
+            statistics.density(data_set) if seen else torch.full((statistics.latents,), torch.nan)
+        )
     for group in GROUPS:
         columns[f"density_on_{group}"] = _numbers(statistics.density(group=group))
     columns["template_share"] = _numbers(statistics.template_share())

@@ -17,15 +17,13 @@ from saeworks.activations.batches import Layout
 from saeworks.activations.contexts import ContextBatch, ContextReader, Cursor
 from saeworks.activations.harvest import HarvestStatistics
 from saeworks.activations.texts import TextSource
-from saeworks.diffing.paired_batches import SOURCES, PairedBatch, check_alignment, cut
+from saeworks.diffing.paired_batches import CHAT, SOURCES, TEXTS, PairedBatch, check_alignment, cut
 from saeworks.diffing.tokenizers import check_models
 from saeworks.diffing.transcripts import MarkedWindow, TranscriptReader, check_template
 from saeworks.errors import InputError
 from saeworks.files import sha256_json
 from saeworks.models.language_model import LanguageModel
 from saeworks.models.tokens import TokenBatch
-
-TEXTS, CHAT = "texts", "chat"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,17 @@ from torch import Tensor
 from saeworks.diffing.classes import Thresholds, decoder_cosine, relative_norm
 from saeworks.diffing.divergence import DivergenceCounts
 from saeworks.diffing.examples import Examples
-from saeworks.diffing.latent_scaling import LatentScaling
+from saeworks.diffing.latent_pass import measure_latents
 from saeworks.diffing.latent_stats import LatentStatistics
 from saeworks.diffing.latent_table import Columns, latent_table, verdicts
 from saeworks.diffing.ranking import by_rank_sum, halves
+from saeworks.diffing.scaling import LatentScaling
 from saeworks.diffing.twins import Twins, find_twins
 from saeworks.errors import InputError
-from saeworks.progress import progress
 
 if TYPE_CHECKING:
     from saeworks.dictionaries.dictionary import Dictionary
-    from saeworks.diffing.paired_batches import PairedBatch
+    from saeworks.diffing.paired_batches import PairedBatch, PairedSource
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,18 @@ class Measured:
         return self.scaling.ratio("error"), self.scaling.ratio("reconstruction")
 
 
-@torch.no_grad()
 def measure_pair(
-    dictionary: Dictionary, batches: Iterable[PairedBatch], template_ids: Sequence[int] = (), contexts: int = 8
+    dictionary: Dictionary,
+    source: PairedSource,
+    tokens: int | None = None,
+    template_ids: Sequence[int] = (),
+    contexts: int = 8,
 ) -> Measured:
     """Latent Scaling, counts and contexts of a crosscoder over two models.
 
     Args:
-        batches: tokens in order, texts as wholes. template_ids: see :class:`Examples`. contexts: kept per latent.
+        source, tokens: what to read, and how much of it. template_ids: see :class:`Examples`.
+        contexts: kept per latent.
 
     Raises:
         InputError: a dictionary of other sources than two, or no activations.
@@ -164,22 +168,6 @@ def measure_pair(
             "Two models are compared by a crosscoder over both, but the dictionary reads "
             f"{len(dictionary.cfg.sources or ('one',))}; train one with saeworks diff, or give another."
         )
-    norms = dictionary.decoder_norms()
-    scaling = LatentScaling.of(dictionary)
-    statistics = LatentStatistics(norms, dictionary.cfg.widths)
     examples = Examples(dictionary, contexts, template_ids=template_ids)
-    tokens = 0
-    with progress(None, "measuring latents", unit="tok") as bar:
-        for batch in batches:
-            batch = batch.to(dictionary.device)
-            codes = dictionary.encode_sparse(batch.flat())
-            parts = dictionary.decode(codes).split(list(dictionary.cfg.widths), dim=1)
-            errors = [x - part for x, part in zip(batch.x, parts, strict=True)]
-            scaling.add(codes, errors, parts)
-            statistics.add(batch, codes, errors)
-            examples.add(batch, codes)
-            tokens += len(batch)
-            bar.update(len(batch))
-    if not tokens:
-        raise InputError("There were no paired activations to measure; give texts or transcripts with a token.")
-    return Measured(dictionary, scaling, statistics, examples, tokens)
+    found = measure_latents(dictionary, source, tokens, also=examples.add)
+    return Measured(dictionary, found.scaling, found.statistics, examples, found.scaling.tokens)

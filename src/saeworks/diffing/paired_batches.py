@@ -5,7 +5,7 @@ Whoever measures a pair reads a :class:`PairedSource`: finite, in a fixed order,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from saeworks.errors import InputError
 
 SOURCES = ("base", "chat")
+#: Data sets of a pair of language models: plain texts, and transcripts in the chat model's template.
+TEXTS, CHAT = "texts", "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,18 @@ def cut(batches: Iterator[PairedBatch], tokens: int | None) -> Iterator[PairedBa
             return
         yield batch
         left = None if left is None else left - len(batch)
+
+
+def of_tensors(x: Sequence[Tensor], size: int = 4096) -> Iterator[PairedBatch]:
+    """Activations that are at hand, ``[token, d_m]`` per source, in batches; nothing is known of their tokens."""
+    if len(x) < 2 or any(part.dim() != 2 or len(part) != len(x[0]) for part in x):
+        shapes = ", ".join(str(tuple(part.shape)) for part in x)
+        raise InputError(f"One [token, width] tensor per model over the same tokens is expected, but {shapes} came.")
+    for start in range(0, len(x[0]), size):
+        part = tuple(rows[start : start + size].float() for rows in x)
+        numbers = torch.arange(start, start + len(part[0]))
+        unknown = torch.full_like(numbers, -1)
+        yield PairedBatch(part, unknown, numbers, numbers, torch.zeros_like(numbers).bool(), unknown, "tensors")
 
 
 def check_alignment(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str = "the chat model") -> None:

@@ -168,6 +168,7 @@ def summary_sentences(result: Mapping[str, Any]) -> list[str]:
             )
     elif result.get("methods"):
         out.append("No crosscoder was trained: the methods below compare the models without one.")
+    out += [esc(note) for note in result.get("notes") or []]
     out.append(esc(EXCLUSIVE))
     return out
 

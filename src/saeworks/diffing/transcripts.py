@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from saeworks.activations.contexts import ContextReader, Window, read_frame
-from saeworks.activations.texts import TextSource, open_texts
-from saeworks.errors import InputError
+from saeworks.activations.texts import FILE_SPLITS, TextSource, in_split, open_texts
+from saeworks.errors import InputError, did_you_mean
 from saeworks.files import sha256_file, sha256_json
 from saeworks.world.documents import Document
 
@@ -64,10 +64,16 @@ class Transcripts(TextSource):
 
 
 class TranscriptFile(TextSource):
-    """A file with one JSON object a line, whose ``column`` is the list of messages."""
+    """A file with one JSON object a line, whose ``column`` is the list of messages.
 
-    def __init__(self, path: Path, column: str = "messages") -> None:
-        self.name, self._path, self._column, self._size = str(path), path, column, None
+    ``split`` is told by the messages alone, as for files of texts: ``validation`` has 5 %, ``train`` the others,
+    ``all`` everything.
+    """
+
+    def __init__(self, path: Path, column: str = "messages", split: str = "all") -> None:
+        if split not in FILE_SPLITS:
+            raise InputError(f"'{path}' has no split '{split}'.{did_you_mean(split, FILE_SPLITS)}")
+        self.name, self._path, self._column, self._split, self._size = str(path), path, column, split, None
 
     @property
     def size(self) -> int | None:
@@ -76,14 +82,18 @@ class TranscriptFile(TextSource):
 
     def fingerprint(self) -> str:
         """Digest of the file."""
-        return sha256_json(["transcript file", sha256_file(self._path), self._column])
+        return sha256_json(["transcript file", sha256_file(self._path), self._column, self._split])
 
     def documents(self, start: int = 0, limit: int | None = None) -> Iterator[Document]:
         """The transcripts as JSON."""
         stop = None if limit is None else start + limit
+        yield from islice(self._all(), start, stop)
+
+    def _all(self) -> Iterator[Document]:
         with open(self._path, encoding="utf-8") as file:
-            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-            for number, line in islice(lines, start, stop):
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
                 where = f"'{self._path}', line {number}"
                 try:
                     row: object = json.loads(line)
@@ -92,7 +102,9 @@ class TranscriptFile(TextSource):
                 if not isinstance(row, dict) or self._column not in row:
                     keys = ", ".join(cast("dict[str, Any]", row)) if isinstance(row, dict) else type(row).__name__
                     raise InputError(f"{where} has no '{self._column}', only {keys}; name the column of the messages.")
-                yield Document(json.dumps(_checked(cast("dict[str, Any]", row)[self._column], where)))
+                text = json.dumps(_checked(cast("dict[str, Any]", row)[self._column], where))
+                if in_split(text, self._split):
+                    yield Document(text)
 
 
 def open_transcripts(data: str, column: str = "messages", split: str = "train", seed: int = 0) -> TextSource:
@@ -101,7 +113,8 @@ def open_transcripts(data: str, column: str = "messages", split: str = "train", 
     Args:
         data: ``world`` for the transcripts of the embedded world, or a file with one JSON object a line.
         column: of the file, that holds the list of ``{"role", "content"}``.
-        split, seed: of the world; a file is read whole.
+        split: ``train`` or ``validation``; a file holds out 5 % of its transcripts, and has ``all`` as well.
+        seed: of the world.
 
     Raises:
         InputError: no such file, or another split than the world has.
@@ -111,7 +124,7 @@ def open_transcripts(data: str, column: str = "messages", split: str = "train", 
     path = Path(data).expanduser()
     if not path.is_file():
         raise InputError(f"There is no file of transcripts '{data}'; give one with a JSON object a line, or 'world'.")
-    return TranscriptFile(path, column)
+    return TranscriptFile(path, column, split)
 
 
 def messages_of(text: str) -> list[Message]:
@@ -149,15 +162,7 @@ def render(tokenizer: Any, turns: Sequence[Message]) -> tuple[list[int], list[bo
         text: str = tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False)
     except Exception as e:  # templates raise errors of their own, of jinja's kinds
         raise InputError(f"The chat template refuses a transcript: {e}.") from e
-    spans: list[tuple[int, int, str]] = []
-    at = 0
-    for turn in turns:
-        content = turn["content"] if turn["content"] in text[at:] else turn["content"].strip()
-        start = text.find(content, at)
-        if start < 0:
-            raise InputError(f"The chat template does not repeat the message '{content[:40]}' as it was written.")
-        at = start + len(content)
-        spans.append((start, at, turn["role"]))
+    spans = _places(tokenizer, text, turns)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = list(encoded["input_ids"])
     places: list[tuple[int, int]] = list(encoded["offset_mapping"])
@@ -178,6 +183,50 @@ def render(tokenizer: Any, turns: Sequence[Message]) -> tuple[list[int], list[bo
     if ids[:1] == [bos]:
         template[0] = False
     return ids, template, answers
+
+
+def _places(tokenizer: Any, text: str, turns: Sequence[Message]) -> list[tuple[int, int, str]]:
+    """Where every message stands in a rendered transcript: ``(start, stop, role)``.
+
+    A short message may also be found inside the template ("user", "no", "2"), so that the template is rendered once
+    more around words that stand nowhere else, which tells what lies between the messages. Where a template changes with
+    what is said, each message is looked for behind the one before.
+    """
+    if found := _between(tokenizer, text, turns):
+        return found
+    spans: list[tuple[int, int, str]] = []
+    at = 0
+    for turn in turns:
+        content = turn["content"] if turn["content"] in text[at:] else turn["content"].strip()
+        start = text.find(content, at)
+        if start < 0:
+            raise InputError(f"The chat template does not repeat the message '{content[:40]}' as it was written.")
+        at = start + len(content)
+        spans.append((start, at, turn["role"]))
+    return spans
+
+
+def _between(tokenizer: Any, text: str, turns: Sequence[Message]) -> list[tuple[int, int, str]] | None:
+    """The places of the messages by what the template writes between others; None where that differs."""
+    words = [f"placeholder{i}word" for i in range(len(turns))]
+    other = [{**turn, "content": word} for turn, word in zip(turns, words, strict=True)]
+    try:
+        rest: str = tokenizer.apply_chat_template(other, tokenize=False)
+    except Exception:  # a template may refuse words that are not those of the transcript
+        return None
+    spans: list[tuple[int, int, str]] = []
+    at = 0
+    for turn, word in zip(turns, words, strict=True):
+        before, found, rest = rest.partition(word)
+        if not found or not text.startswith(before, at):
+            return None
+        start = at + len(before)
+        content = turn["content"] if text.startswith(turn["content"], start) else turn["content"].strip()
+        if not text.startswith(content, start):
+            return None
+        at = start + len(content)
+        spans.append((start, at, turn["role"]))
+    return spans if text[at:] == rest else None
 
 
 class TranscriptReader(ContextReader):

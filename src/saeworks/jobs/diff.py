@@ -18,12 +18,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from saeworks.errors import InputError
 from saeworks.files import read_json, sha256_json, write_json
 from saeworks.jobs.config import DiffConfig, plain, resolve
-from saeworks.jobs.diff_inputs import member, open_pair, take_crosscoder, train_crosscoder, transcripts_of
+from saeworks.jobs.diff_inputs import member, notes, open_pair, take_crosscoder, train_crosscoder, transcripts_of
 from saeworks.jobs.workspace import Workspace, open_run_as
 from saeworks.results.envelope import provenance, without_nan
 from saeworks.results.table_file import check_parquet
@@ -62,9 +62,9 @@ def diff(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -
     opened = open_pair(config)
     workspace.check_site(opened.site)
     config = config.model_copy(update={"site": opened.site})
+    work = _Diff(config, workspace.root, opened)  # refuses bad input while nothing is written
     with workspace.locked():
         workspace.write(config)
-        work = _Diff(config, workspace.root, opened)
         summary = work.run()
         summary["seconds"] = {**work.seconds, "total": round(time.monotonic() - started, 2)}
         write_json(workspace.root / "result.json", without_nan(work.result(summary)))
@@ -90,11 +90,6 @@ def open_diff(overrides: Mapping[str, Any], file: Path | None) -> tuple[DiffConf
         check_parquet()
         if config.dictionary is None:
             member(config)
-        if transcripts_of(config) is None:
-            raise InputError(
-                f"A full diff patches '{config.chat}' on conversations, but none were given; name a file with "
-                '--transcripts (one {"messages": [...]} a line), or choose --presets standard.'
-            )
     return config, workspace
 
 
@@ -105,7 +100,9 @@ class _Diff:
         self.config, self.root, self.opened = config, root, opened
         self.seconds: dict[str, float] = {}
         self.found: dict[str, Any] = {}
-        self.notes: list[str] = []
+        self.notes = notes(config)
+        full = config.presets == "full" and config.dictionary is not None
+        self.given = take_crosscoder(cast("Path", config.dictionary), opened) if full else None
         self.hashes = {"base": opened.base.fingerprint(), "chat": opened.chat.fingerprint()}
 
     def run(self) -> dict[str, Any]:
@@ -120,26 +117,36 @@ class _Diff:
             folder, dictionary = self._crosscoder()
             self.hashes["dictionary"] = dictionary.fingerprint()
             own = {"dictionary": self.hashes["dictionary"]}
-            self.stage("measure", own, lambda: stages.measure(config, opened, dictionary, self.root))
+            self.stage(
+                "measure", own, lambda: stages.measure(config, opened, dictionary, self.root), ("latents.parquet",)
+            )
             measured: dict[str, Any] = self.found["measure"]
             if opened.world:
                 self.stage("concepts", own, lambda: stages.concepts(config, opened, dictionary))
-            groups = measured["groups"]
-            self.stage(
-                "patching", {**own, "groups": groups}, lambda: stages.patching(config, opened, dictionary, groups)
-            )
+            groups, alive = measured["groups"], measured["alive"]
+            if transcripts_of(config) is not None:
+                self.stage(
+                    "patching",
+                    {**own, "groups": groups, "alive": alive},
+                    lambda: stages.patching(config, opened, dictionary, groups, alive),
+                )
             shown, genuine = measured["shown"], measured["genuine"]
             inputs = {**own, "shown": shown, "genuine": genuine}
             self.stage("reading", inputs, lambda: stages.reading(config, opened, dictionary, shown, genuine))
         return self._summary(folder, methods)
 
-    def stage(self, name: str, inputs: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """What a stage gave: read where it was computed of the same inputs and settings, else computed and written."""
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], compute: Callable[[], Any], files: tuple[str, ...] = ()
+    ) -> Any:
+        """What a stage gave: read where it was computed of the same inputs and settings, else computed and written.
+
+        ``files`` below ``out`` are written by the stage as well, which is repeated where one of them is gone.
+        """
         settings = {k: v for k, v in plain(self.config).items() if k not in ("out", "resume", "presets", "device")}
         # Models, texts and settings are the same or the workspace would have refused them; contents may still differ.
         key = sha256_json([__version__, settings, self.hashes, inputs])
         path = self.root / "stages" / f"{name}.json"
-        if path.is_file():
+        if path.is_file() and all((self.root / file).is_file() for file in files):
             saved = read_json(path)
             if isinstance(saved, dict) and saved.get("key") == key:
                 self.found[name] = saved["value"]
@@ -154,8 +161,8 @@ class _Diff:
     def _crosscoder(self) -> tuple[Path, Dictionary]:
         start = time.monotonic()
         if self.config.dictionary is not None:
-            folder = self.config.dictionary
-            dictionary = take_crosscoder(folder, self.opened)
+            assert self.given is not None
+            folder, dictionary = self.config.dictionary, self.given
         else:
             folder, dictionary = train_crosscoder(self.config, self.opened)
         self.seconds["train"] = round(time.monotonic() - start, 2)
@@ -163,7 +170,7 @@ class _Diff:
 
     def _summary(self, folder: Path | None, methods: list[dict[str, Any]]) -> dict[str, Any]:
         measured = self.found.get("measure")
-        full = measured is not None
+        full, patched = measured is not None, self.found.get("patching") or {}
         return {
             "out": str(self.root),
             "report": str(self.root / "report.html"),
@@ -171,9 +178,9 @@ class _Diff:
             "latents": str(self.root / "latents.parquet") if full else None,
             "dictionary": None if folder is None else str(folder),
             "site": self.opened.site,
-            "counts": measured["summary"] if full else None,
-            "kl": self.found["patching"]["table"] if full else [],
-            "differences": self.found["patching"]["differences"] if full else [],
+            "counts": None if measured is None else measured["summary"],
+            "kl": patched.get("table", []),
+            "differences": patched.get("differences", []),
             "genuine": self._genuine() if full else [],
             "methods": methods,
             "notes": self.notes,

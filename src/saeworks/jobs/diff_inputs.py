@@ -34,6 +34,7 @@ class Opened:
 def open_pair(config: DiffConfig) -> Opened:
     """Load both models and resolve the site; refuses pairs that cannot be compared before anything is written."""
     from saeworks.diffing.tokenizers import check_models
+    from saeworks.diffing.transcripts import check_template
     from saeworks.world.model_files import NAMES
 
     chat = open_model(config, config.chat)
@@ -45,6 +46,11 @@ def open_pair(config: DiffConfig) -> Opened:
             f"At '{site}' the base model has width {base.site(site).width} and the chat model {chat.site(site).width}; "
             "saeworks diff compares models of one width."
         )
+    if transcripts_of(config) is not None:
+        check_template(chat.tokenizer)
+        if next(_transcripts(config, "all").documents(0, 1), None) is None:
+            raise InputError(f"'{config.transcripts}' holds no transcript; give one JSON object a line.")
+    next(open_source(config, "all" if _files(config) else "train").documents(0, 1), None)
     world = is_world(config) and config.base in NAMES and config.chat in NAMES and transcripts_of(config) == "world"
     return Opened(base, chat, site, world)
 
@@ -77,27 +83,53 @@ def activations(config: DiffConfig, opened: Opened, split: str) -> ModelPair:
 
 
 def conversations_source(config: DiffConfig, split: str) -> TextSource | None:
-    """The transcripts of a split; None where there are none."""
+    """The transcripts of a split; None where there are none, and all of a file too small to hold any out."""
+    if transcripts_of(config) is None:
+        return None
+    if split == "validation" and not _any_held_out(config):
+        return _transcripts(config, "all")
+    return _transcripts(config, split)
+
+
+def notes(config: DiffConfig) -> list[str]:
+    """What a reader of the results has to know of the data, one sentence each."""
+    found: list[str] = []
+    if held_out(config)[1]:
+        found.append("The texts are too few to hold any out: latents were measured on those of training.")
+    if transcripts_of(config) is None:
+        found.append(
+            "No transcripts were given (--transcripts): only plain texts were compared, density_chat is empty, and "
+            "nothing was patched or steered."
+        )
+    elif not _any_held_out(config):
+        found.append("The transcripts are too few to hold any out: latents were measured and patched on all of them.")
+    return found
+
+
+def _transcripts(config: DiffConfig, split: str) -> TextSource:
     from saeworks.diffing.transcripts import open_transcripts
 
-    name = transcripts_of(config)
-    return None if name is None else open_transcripts(name, config.messages_column, split, config.seed)
+    name = transcripts_of(config) or ""
+    if split == "all" and name in ("world", "world:chat"):
+        split = "train"
+    return open_transcripts(name, config.messages_column, split, config.seed)
+
+
+def _any_held_out(config: DiffConfig) -> bool:
+    return next(_transcripts(config, "validation").documents(0, 1), None) is not None
+
+
+def _files(config: DiffConfig) -> bool:
+    return not is_world(config) and all(Path(item).expanduser().exists() for item in config.data)
 
 
 def conversations(config: DiffConfig, split: str = "validation") -> list[list[Message]]:
-    """The first conversations of a split, as messages.
-
-    Raises:
-        InputError: there are no transcripts to read.
-    """
+    """The first conversations of a split, as messages; none where there are no transcripts."""
     from saeworks.diffing.transcripts import messages_of
 
     source = conversations_source(config, split)
     if source is None:
-        raise InputError(
-            f"What makes '{config.chat}' behave as it does is measured on conversations, but none were given; "
-            'name a file with --transcripts (one {"messages": [...]} a line).'
-        )
+        return []
     return [messages_of(document.text) for document in source.documents(0, config.conversations)]
 
 
@@ -160,9 +192,11 @@ def take_crosscoder(path: Path, opened: Opened) -> Dictionary:
     """A crosscoder that exists.
 
     Raises:
-        InputError: a dictionary of other widths, or of one source.
+        InputError: a dictionary of other widths or sources, or one that says it was trained on other models or at
+            another site.
     """
     from saeworks.dictionaries.formats import load
+    from saeworks.diffing.paired_batches import SOURCES
 
     found = load(path, str(opened.chat.device))
     widths = (opened.base.site(opened.site).width, opened.chat.site(opened.site).width)
@@ -172,6 +206,24 @@ def take_crosscoder(path: Path, opened: Opened) -> Dictionary:
             f"The dictionary '{path}' is {kind}, but a diff at '{opened.site}' needs one over both models, of widths "
             f"{list(widths)}; give another, or leave --dictionary out to train one."
         )
+    if found.cfg.sources != SOURCES:
+        raise InputError(
+            f"The sources of the dictionary '{path}' are {', '.join(found.cfg.sources)}, but a diff needs base and "
+            "chat, in this order; give a crosscoder over the two models."
+        )
+    here = {
+        "site": opened.site,
+        "base_model_fingerprint": opened.base.fingerprint(),
+        "model_fingerprint": opened.chat.fingerprint(),
+    }
+    for key, value in here.items():
+        said = found.cfg.metadata.get(key)
+        if said is not None and said != value:
+            what = {"site": "at another site", "model_fingerprint": "on another chat model"}
+            raise InputError(
+                f"The dictionary '{path}' was trained {what.get(key, 'on another base model')}: its {key} is {said}, "
+                f"but here it is {value}; name the models and the site that it was trained on."
+            )
     return found
 
 

@@ -59,7 +59,7 @@ def measure(config: DiffConfig, opened: Opened, dictionary: Dictionary, root: Pa
     thresholds = thresholds_of(config)
     pair = activations(config, opened, "validation")
     template = template_ids(opened)
-    found = measure_pair(dictionary, pair.batches(config.measure_tokens), template, config.contexts)
+    found = measure_pair(dictionary, pair, config.measure_tokens, template, config.contexts)
     table = found.table(thresholds)
     write_columns(root / "latents.parquet", table, TEXT_COLUMNS, WHOLE_COLUMNS)
     genuine = found.genuine(thresholds).tolist()
@@ -152,9 +152,16 @@ def concepts(config: DiffConfig, opened: Opened, dictionary: Dictionary) -> dict
 
 
 def patching(
-    config: DiffConfig, opened: Opened, dictionary: Dictionary, groups: Mapping[str, Mapping[str, Any]]
+    config: DiffConfig,
+    opened: Opened,
+    dictionary: Dictionary,
+    groups: Mapping[str, Mapping[str, Any]],
+    alive: Sequence[int],
 ) -> dict[str, Any]:
-    """KL of every condition on the chat model's own answers to held-out requests."""
+    """KL of every condition on the chat model's own answers to held-out requests.
+
+    Random groups are drawn from the latents that fire: silent ones would make any other group look good.
+    """
     import torch
 
     from saeworks.diffing.conversations import answered, conversation_batches
@@ -165,7 +172,7 @@ def patching(
         name: (str(group["meaning"]), torch.tensor(group["latents"], dtype=torch.int64))
         for name, group in groups.items()
     }
-    everyone = torch.arange(dictionary.cfg.d_sae)
+    everyone = torch.tensor(alive, dtype=torch.int64)
     size = len(latents["best half by scaling"][1]) if "best half by scaling" in latents else 0
     wanted = conditions(latents, everyone, size, seed=config.seed)
     batches = conversation_batches(opened.chat, talks, config.harvest_batch_size, config.context_length)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from saeworks.dictionaries.dictionary import Dictionary
+from saeworks.diffing import latent_scaling
 from saeworks.diffing.classes import relative_norm
-from saeworks.diffing.latent_scaling import latent_scaling
 from saeworks.diffing.twins import find_twins
 from saeworks.papers.claims import Claim, Rule
 from saeworks.papers.diffing_bench import PENALTY, Bench, explained_variances

@@ -147,7 +147,7 @@ def measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path)
 def _measured(pair: Pair, settings: Settings, dictionary: Dictionary) -> dict[str, float]:
     thresholds = replace(PAPER, gate=settings.gate)
     source = pair.source(settings, "validation")
-    latents = measure_pair(dictionary, source.batches(settings.measure_tokens))
+    latents = measure_pair(dictionary, source, settings.measure_tokens)
     summary = latents.summary(thresholds)
     labels = matched(pair, settings, dictionary)
     genuine = latents.genuine(thresholds)

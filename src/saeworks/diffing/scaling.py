@@ -9,7 +9,7 @@ shards and processes, and a pass can stop and go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from saeworks.dictionaries.kernels.sparse import row_dots
 from saeworks.diffing.block_sums import Adds, BlockSums, Sums, bootstrap, jackknife
 from saeworks.diffing.pairs import SOURCES, PairedBatch
 from saeworks.diffing.probes import Probe, Rows, fixed_products, shape_of, source_probes
-from saeworks.diffing.reading import Encoded, Reads, encoded, how_it_reads
+from saeworks.diffing.reading import Encoded, Reads, how_it_reads
 from saeworks.diffing.scaling_estimates import ESTIMATORS, TARGETS, Estimate, Estimator, Fixed, Ratio, Target, betas
 from saeworks.diffing.scaling_estimates import ratio as ratio_of
 from saeworks.errors import InputError, did_you_mean
@@ -280,8 +280,9 @@ class LatentScaling:
         """``[latent]``: the most that nu of the error can be for a latent that a sparsity penalty shrank to nothing.
 
         At the optimum of squared error plus ``penalty · Σ f ‖d‖``, beta of the chat error is ``1 + t`` with
-        ``t = penalty · E[f] / (2 E[f²] ‖d^chat‖)``, and a completely shrunk latent has ``nu ≤ t / (1 + t)``. A fixed
-        threshold says nothing about latents whose ceiling lies below it.
+        ``t = penalty · E[f] / (2 E[f²] ‖d^chat‖)`` (the centred estimator has the variance of f in place of
+        ``E[f²]``), and a completely shrunk latent has ``nu ≤ t / (1 + t)``. A fixed threshold says nothing about
+        latents whose ceiling lies below it. Not a number where the measured beta is not positive.
 
         Args:
             penalty: coefficient for activations as measured (for a dictionary trained on activations divided by s,
@@ -289,16 +290,20 @@ class LatentScaling:
         """
         if penalty is None:
             beta = self.beta("error", estimator).value[-1, -1]
-            return (1 - 1 / beta).clamp_min(0.0)
+            # A beta that is not positive is no 1 + t of any t.
+            return torch.where(beta > 0, (1 - 1 / beta).clamp_min(0.0), torch.nan)
         total = self.sums.total()
-        norms = self.fixed.squares[-1, -1].sqrt()
-        t = penalty / 2 * total["f"] / (total["ff"] * norms)
+        norms, squares = self.fixed.squares[-1, -1].sqrt(), total["ff"]
+        if estimator == "centered":  # whose betas divide by the variance of the codes; errors have a mean of 0
+            squares = squares - total["f"].square() / total["tokens"]
+        t = penalty / 2 * total["f"] / (squares * norms)
         return t / (1 + t)
 
     def saturation(self, estimator: Estimator = "centered", penalty: float | None = None) -> Tensor:
         """``[latent]``: nu of the error over its ceiling; not a number where the ceiling is 0 or nu undefined."""
         ceiling = self.detection_ceiling(estimator, penalty)
-        return torch.where(ceiling > 0, self.ratio("error", estimator).value / ceiling, torch.nan)
+        nu = self.ratio("error", estimator)
+        return torch.where((ceiling > 0) & nu.defined, nu.value / ceiling, torch.nan)
 
     def _chunks(self, size: int = CHUNK) -> Iterator[tuple[Sums, Fixed]]:
         """Sums of every block and what is fixed, for some latents at a time; ``means`` are made here."""
@@ -320,33 +325,6 @@ class LatentScaling:
             raise InputError(f"There is no estimator '{estimator}'.{did_you_mean(estimator, ESTIMATORS)}")
         if estimator == "no_bias" and self.fixed.bias is None:
             raise InputError("The estimator 'no_bias' needs the decoder bias of every source; use 'centered'.")
-
-
-@torch.no_grad()
-def latent_scaling(
-    dictionary: Dictionary, batches: Iterable[PairedBatch], reads: Reads | None = None, **options: Any
-) -> LatentScaling:
-    """Latent Scaling of a dictionary over paired activations, in one pass.
-
-    Args:
-        dictionary: a crosscoder, or an autoencoder of one source or of the difference of two.
-        batches: tokens in order.
-        reads: what the dictionary reads: ``"sources"`` side by side (a crosscoder; the default for one), the number of
-            one source, or the ``"difference"`` of the last and the first.
-        options: of :class:`LatentScaling`.
-
-    Raises:
-        InputError: an autoencoder without ``reads``, or activations that do not fit.
-    """
-    scaling: LatentScaling | None = None
-    for batch in batches:
-        batch = batch.to(dictionary.device)
-        if scaling is None:
-            scaling = LatentScaling.of(dictionary, reads, len(batch.x), **options)
-        scaling.add_encoded(batch, encoded(dictionary, batch, reads))
-    if scaling is None:
-        raise InputError("There were no paired activations to measure; give at least one batch.")
-    return scaling
 
 
 def _ratio_statistic(beta_of: Statistic, probe: int, numerator: int, denominator: int) -> Statistic:
