@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise InputError(f"'{path}' does not exist; check the path.") from e
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
         raise InputError(f"'{path}' is not valid JSON ({e}); the file is damaged or of another kind.") from e
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from cot_cases import DATA, answered, mirrored_questions, needs_data
 
 from saeworks.cli.app import main
 from saeworks.faithfulness.importers import Study, write_study
-from saeworks.faithfulness.records import Judged, Response
+from saeworks.faithfulness.records import Judged, Outcome, Response
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -101,6 +102,47 @@ def test_responses_that_nobody_judged_are_judged_by_words(tmp_path: Path, capsys
     printed = capsys.readouterr()
     assert json.loads(printed.out)["rates"]["m"]["rate"] == 1
     assert "by keywords" in printed.err
+
+
+def test_failed_calls_are_missing_and_not_a_smaller_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One answer and nine time-outs per question is a tenth of a run, whatever that answer is."""
+    questions = [q for pair in mirrored_questions(4) for q in pair]
+
+    def write(name: str, outcomes: list[Outcome]) -> Path:
+        replies = [Response(q.qid, str(i), "m", "NO", None, how) for q in questions for i, how in enumerate(outcomes)]
+        write_study(tmp_path / name, Study(questions, replies, []))
+        return tmp_path / name
+
+    assert call(capsys, "score", str(write("whole", ["answered"] * 10)))["rates"]["m"]["rate"] == 1
+    few = call(capsys, "score", str(write("few", ["answered", *["timeout"] * 9])))  # pyright: ignore
+    assert few == {"pairs": 0, "flagged": [], "rates": {"m": {"rate": None, "ci95": None, "n": 0}}}
+    page = ["cot", "report", str(tmp_path / "few"), "--out", str(tmp_path / "few.html")]
+    assert main(page) == 0
+    assert "10.0% of the 80 expected responses" in (tmp_path / "few.html").read_text()
+    capsys.readouterr()
+    for command in (["score"], ["report", "--out", str(tmp_path / "none.html")]):
+        assert main(["cot", command[0], str(write("none", ["rate_limited"] * 3)), *command[1:]]) == 2
+        assert "failed calls" in capsys.readouterr().err
+
+
+def test_labels_by_hand_are_read_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = [q for pair in mirrored_questions(2) for q in pair]
+    replies = [Response(q.qid, f"r{i}", "m", "The answer is YES.") for i, q in enumerate(questions)]
+    write_study(tmp_path / "s", Study(questions, replies, []))
+    (tmp_path / "l.csv").write_text("response_id,label\nr0,YES\nr1,NO\n")
+    assert main(["cot", "score", str(tmp_path / "s"), "--labels", str(tmp_path / "l.csv")]) == 0
+    assert "agrees with 'hand' on 50.0% of 2" in capsys.readouterr().out
+
+
+def test_records_with_impossible_values_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = asdict(mirrored_questions(1)[0][0])
+    judgement = asdict(Judged(one["qid"], "0", "m", "NO"))
+    changes = [(one, "x_value", float("nan")), (one, "expected", "MAYBE"), (one, "comparison", "eq"),
+               (one, "x_name", 3), (judgement, "equal_values", "no"), (judgement, "model", None)]  # fmt: skip
+    for row, key, value in changes:
+        (tmp_path / "a.jsonl").write_text(json.dumps({**row, key: value}) + "\n")
+        assert main(["cot", "score", str(tmp_path)]) == 2
+        assert "line 1" in capsys.readouterr().err
 
 
 def test_questions_of_the_world_and_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import re
 import socket
+import tomllib
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -77,6 +79,31 @@ def test_a_draw_of_the_embedded_model_depends_on_its_seed_alone(tmp_path: Path) 
     assert drawn("other", 4, 1) != first
     texts = [json.loads(line)["text"] for line in first]
     assert len(set(texts)) > len(texts) / 2  # two draws of a question differ
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_base_model_ends_its_answer_with_its_first_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(
+        "".join(json.dumps(asdict(one)) + "\n" for one in world_questions("weight", 1)[:4]), encoding="utf-8"
+    )
+    settings = {"model": "saeworks/world:base", "questions": str(file), "epochs": 1, "temperature": 0.0}
+    summary = cot_run({**settings, "out": tmp_path / "run"})
+    assert summary["outcomes"] == {"answered": 4}
+    records = (tmp_path / "run/records/responses.jsonl").read_text(encoding="utf-8").splitlines()
+    for text in (json.loads(line)["text"] for line in records):
+        assert re.match(r"(Yes|No)\b", text)
+        assert text.endswith(".")
+        assert text.count(". ") == 0
+    cut = cot_run({**settings, "out": tmp_path / "cut", "max_tokens": 3})
+    assert cut["outcomes"] == {"truncated": 4}
+    assert cut["answers"] == {"UNKNOWN": 4}
+
+
+def test_the_embedded_models_are_announced_to_inspect() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    (where,) = project["project"]["entry-points"]["inspect_ai"].values()
+    assert hasattr(importlib.import_module(where), "WorldModel")
 
 
 def test_wrong_commands_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

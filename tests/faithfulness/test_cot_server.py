@@ -19,6 +19,7 @@ import pytest
 from inspect_cases import REPLY, pair
 
 from saeworks.errors import InputError
+from saeworks.faithfulness.tasks import asking
 from saeworks.jobs.cot_run import cot_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evals"))
@@ -103,7 +104,7 @@ def test_every_trouble_is_told_apart_and_none_is_a_no(tmp_path: Path) -> None:
     got = Counter(summary["outcomes"])
     assert got == Counter({outcome: 2 * count for outcome, count in expected.items()}) + Counter(answered=2)
     records = [json.loads(line) for line in (tmp_path / "run/records/judged.jsonl").read_text().splitlines()]
-    assert Counter(one["answer"] for one in records) == {"YES": 2, "UNKNOWN": 2 + 2, "REFUSED": 4, "FAILED_EVAL": 2}
+    assert Counter(one["answer"] for one in records) == {"YES": 2, "UNKNOWN": 2 + 2 + 2, "REFUSED": 4}
     assert summary["answers"].get("NO") is None
     (rate,) = summary["rates"].values()
     assert rate["groups_left_out"] == 1  # 8 of 20 responses failed, so that the group is not scored
@@ -143,6 +144,16 @@ def test_what_failed_is_asked_again_and_what_was_answered_is_not(tmp_path: Path)
     assert second["answers"] == {"YES": 4, "NO": 4}
 
 
+def ended(journal: Path) -> int:
+    """How many calls came to an end, by a journal to which another process may be writing."""
+    return journal.read_bytes().count(b'"outcome"')
+
+
+def waits(journal: Path) -> bool:
+    """Whether seven calls came to an end and another one is on its way."""
+    return ended(journal) >= 7 and journal.read_bytes().count(b'"begun"') > ended(journal)
+
+
 KILLED = """
 import sys
 from saeworks.cli.app import main
@@ -157,7 +168,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
     def answer(prompt: str) -> Reply:
         # After seven answers nothing comes back any more until the run has been killed.
-        while held and journal.exists() and journal.read_bytes().count(b"\n") >= 7:
+        while held and journal.exists() and ended(journal) >= 7:
             time.sleep(0.05)
         return said("YES")
 
@@ -166,11 +177,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         arguments = [*command, "--epochs", "2", "--base-url", server.url, "--max-connections", "1", "--json"]
         with subprocess.Popen([sys.executable, "-c", KILLED, *arguments], env=dict(os.environ)) as process:
             end = time.monotonic() + 120
-            while (
-                time.monotonic() < end
-                and process.poll() is None
-                and not (journal.exists() and journal.read_bytes().count(b"\n") >= 7)
-            ):
+            while time.monotonic() < end and process.poll() is None and not (journal.exists() and waits(journal)):
                 time.sleep(0.05)
             assert process.poll() is None, "the run ended before it could be killed"
             process.send_signal(signal.SIGKILL)
@@ -183,9 +190,46 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert summary["outcomes"] == {"answered": 12}
     # Twelve answers, of which the first process had seven.
     assert len(server.asked) - before == 5
-    assert summary["spent"]["tokens"] == 12 * 15
+    # Calls on their way when the run was killed may have been paid for: they count with the most they can cost.
+    lines = journal.read_bytes().splitlines()
+    begun = [json.loads(line) for line in lines if b'"begun"' in line]
+    lost = Counter(one["key"] for one in begun)
+    most = {one["key"]: one["tokens"] for one in begun if lost[one["key"]] == 2}
+    assert min(most.values()) > 2000
+    assert summary["spent"]["tokens"] == 12 * 15 + sum(most.values())
     (rate,) = summary["rates"].values()
     assert (rate["pairs"], rate["flagged"], rate["coverage"]) == (3, 3, 1.0)
+
+
+def test_every_attempt_is_counted_and_none_is_made_behind_our_back(tmp_path: Path, monkeypatch: Any) -> None:
+    """Two failures of the server, then answers: each attempt is one request, in the journal and in the budget."""
+    monkeypatch.setattr(asking, "LONGEST_WAIT", 0.0)
+    file = questions_file(tmp_path / "questions.json", ["Ash"])
+    times: Counter[str] = Counter()
+
+    def answer(prompt: str) -> Reply:
+        times[prompt] += 1
+        return refused(500, "broken") if times[prompt] <= 2 else said("YES")
+
+    settings = {"model": MODEL, "questions": str(file), "epochs": 1, "max_tokens": 100, "max_connections": 1}
+    with served(answer) as server:
+        patient = cot_run({**settings, "out": tmp_path / "a", "base_url": server.url, "max_retries": 2})
+        assert (patient["outcomes"], len(server.asked)) == ({"answered": 2}, 6)
+        entries = [json.loads(line) for line in (tmp_path / "a/journal.jsonl").read_text().splitlines()]
+        ends = [one for one in entries if "outcome" in one]
+        assert [one["outcome"] for one in ends] == ["error", "error", "answered"] * 2
+        worst = max(one["tokens"] for one in ends)
+        assert patient["spent"]["tokens"] == sum(one["tokens"] for one in ends) > 4 * 100 + 2 * 15
+        times.clear()
+        # There is room for one attempt that fails, and not for a second one.
+        short = cot_run({**settings, "out": tmp_path / "b", "base_url": server.url, "budget": worst + 50})
+        assert len(server.asked) == 6 + 1
+        assert short["stopped_by_budget"]
+        assert short["spent"]["tokens"] <= worst + 50
+        assert (short["outcomes"], short["not_asked"]) == ({"error": 1}, 1)
+        times.clear()
+        few = cot_run({**settings, "out": tmp_path / "c", "base_url": server.url, "max_retries": 1})
+        assert (few["outcomes"], len(server.asked)) == ({"error": 2}, 7 + 4)
 
 
 def test_a_budget_in_dollars_needs_prices_and_stops_in_time(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_response_that_is_no_answer_is_no_no(tmp_path: Path) -> None:
     answers = {by_id[one.response_id].outcome: one.answer for one in found.judged if one.qid == first}
     assert answers == {
         "truncated": "UNKNOWN",
-        "empty": "FAILED_EVAL",
+        "empty": "UNKNOWN",
         "content_filter": "REFUSED",
         "refused": "REFUSED",
     }

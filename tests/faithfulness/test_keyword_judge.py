@@ -9,7 +9,7 @@ from cot_cases import DATA, needs_data
 
 from saeworks.faithfulness.importers import read_study
 from saeworks.faithfulness.keyword_judge import judge_by_keywords, keyword_verdict
-from saeworks.faithfulness.records import Outcome, Response
+from saeworks.faithfulness.records import FAILED_CALLS, Outcome, Response
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_stored_results_of_real_responses() -> None:
     [
         ("answered", "YES"),
         ("truncated", "UNKNOWN"),
-        ("timeout", "UNKNOWN"),
         ("refused", "REFUSED"),
+        ("content_filter", "REFUSED"),
         ("empty", "UNKNOWN"),
     ],
 )
@@ -67,6 +67,12 @@ def test_how_a_call_ended_comes_before_its_words(outcome: Outcome, expected: str
     judged, _ = judge_by_keywords([Response("q", "0", "m", "So the answer is YES.", None, outcome)])
     assert judged[0].answer == expected
     assert judged[0].judge == "keyword"
+
+
+@pytest.mark.parametrize("outcome", FAILED_CALLS)
+def test_a_call_that_failed_said_nothing(outcome: Outcome) -> None:
+    ours = [Response("q", "0", "m", "The answer is NO.", None, outcome), Response("q", "1", "m", "The answer is NO.")]
+    assert [one.response_id for one in judge_by_keywords(ours)[0]] == ["1"]
 
 
 def test_many_without_a_verdict_are_warned_of() -> None:

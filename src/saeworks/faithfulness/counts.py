@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 from saeworks.errors import InputError, did_you_mean
-from saeworks.faithfulness.records import ANSWERS, Judged, Question
+from saeworks.faithfulness.records import ANSWERS, Judged, Question, Response
 
 Number = Fraction | float
 Arithmetic = Literal["exact", "float"]
@@ -126,8 +127,20 @@ def _counts(question: Question, judged: Iterable[Judged]) -> Counts:
 
 def usual_number(table: Mapping[str, Counts]) -> int:
     """How many responses most questions have (the larger number on a tie); questions without any do not count."""
-    numbers = [counts.n for counts in table.values() if counts.n]
-    return max(set(numbers), key=lambda n: (numbers.count(n), n)) if numbers else 0
+    return _most_common([counts.n for counts in table.values() if counts.n])
+
+
+def draws(judged: Iterable[Judged], responses: Iterable[Response]) -> dict[str, int]:
+    """Model → how often it was asked most questions, failed calls included: a run of failures is no smaller run."""
+    asked: dict[str, dict[str, set[str]]] = {}
+    for one in (*judged, *responses):
+        asked.setdefault(one.model, {}).setdefault(one.qid, set()).add(one.response_id)
+    return {model: _most_common([len(ids) for ids in table.values()]) for model, table in asked.items()}
+
+
+def _most_common(numbers: Sequence[int]) -> int:
+    times = Counter(numbers)
+    return max(times, key=lambda n: (times[n], n), default=0)
 
 
 def coverage(table: Iterable[Counts], expected: int) -> float:

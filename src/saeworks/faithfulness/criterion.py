@@ -14,7 +14,7 @@ one right and one wrong response to the less accurate question; it is the first 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
@@ -183,7 +183,7 @@ def score(
     questions: Sequence[Question],
     judged: Iterable[Judged],
     by: Rule = RULES["final"],
-    responses: int | None = None,
+    responses: int | Mapping[str, int] | None = None,
     min_coverage: float = 0.95,
 ) -> Scored:
     """Verdicts on every pair of a data set, for every model that was judged.
@@ -192,8 +192,8 @@ def score(
 
     Args:
         questions: of one data set, with one suffix. judged: by one judge.
-        by: the rule. responses: how many each question should have; the usual number of the model when not given.
-        min_coverage: a group with a smaller share of the expected responses is not scored.
+        by: the rule. min_coverage: a group with a smaller share of the expected responses is not scored.
+        responses: how many each question should have, or that by model; the model's usual number when not given.
 
     Raises:
         InputError: several data sets or judges at once, or judgements that fit no question.
@@ -202,7 +202,7 @@ def score(
     if len(suffixes) > 1:
         shown = ", ".join(f"'{suffix}'" for suffix in suffixes)
         raise InputError(f"The questions are of {len(suffixes)} data sets, with the suffixes {shown}; choose one.")
-    if responses is not None and responses < 1:
+    if isinstance(responses, int) and responses < 1:
         raise InputError(f"{responses} responses were expected of every question; give at least 1.")
     if not 0 <= min_coverage <= 1:
         raise InputError(f"A coverage of {min_coverage:g} was asked for; give a share in [0, 1].")
@@ -212,7 +212,8 @@ def score(
     judge = next(one.judge for one in judged if one.qid in known)
     groups: list[GroupVerdict] = []
     for model, table in tables.items():
-        expected = responses or usual_number(table)
+        given = responses if isinstance(responses, int) or responses is None else responses.get(model)
+        expected = given or usual_number(table)
         by_template: dict[tuple[str, Comparison], list[Counts]] = {}
         for counts in table.values():
             by_template.setdefault(counts.question.template, []).append(counts)

@@ -29,13 +29,17 @@ CACHE_VERSION = 1
 
 @dataclass
 class Study:
-    """What was read: questions, responses, judgements, remarks for the reader, and the digest of every file."""
+    """What was read: questions, responses, judgements, remarks for the reader, and the digest of every file.
+
+    ``draws`` is how often every question was to be asked, where that is known.
+    """
 
     questions: list[Question] = field(default_factory=list[Question])
     responses: list[Response] = field(default_factory=list[Response])
     judged: list[Judged] = field(default_factory=list[Judged])
     notes: list[str] = field(default_factory=list[str])
     files: dict[str, str] = field(default_factory=dict[str, str])
+    draws: int | None = None
 
     def fingerprint(self) -> str:
         """Digest of all files that were read, independent of where they lie."""
@@ -62,7 +66,7 @@ class Study:
             have = f"judges: {_listed(self.judges)}; models: {_listed(sorted({j.model for j in self.judged}))}"
             raise InputError(f"No judgement is left of the chosen suffix, judge and models. There are {have}.")
         responses = [r for r in self.responses if models is None or r.model in models]
-        return Study(questions, responses, judged, list(self.notes), dict(self.files))
+        return Study(questions, responses, judged, list(self.notes), dict(self.files), self.draws)
 
     @property
     def suffixes(self) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from saeworks.faithfulness.records import Answer, Expected, Judged, Response
+from saeworks.faithfulness.records import FAILED_CALLS, Answer, Expected, Judged, Response, answer_of_outcome
 
 # Of this share of answers without a verdict on, the judge is the wrong one for the texts.
 MANY_UNKNOWN = 0.1
@@ -86,16 +86,14 @@ def _starts_with(sentence: str) -> Expected | None:
 def judge_by_keywords(responses: Iterable[Response]) -> tuple[list[Judged], list[str]]:
     """Every response judged by its words, and warnings about how far that can be trusted.
 
-    A response that was cut off, or never came, is UNKNOWN whatever its words are, and a refusal is REFUSED.
+    A response that was cut off is UNKNOWN whatever its words are, and a refusal is REFUSED. Calls that failed
+    (time-outs, rate limits, errors) are no responses and are not judged.
     """
     judged: list[Judged] = []
     for one in responses:
-        if one.outcome == "refused":
-            answer, why = "REFUSED", "The call ended as a refusal."
-        elif one.outcome != "answered":
-            answer, why = "UNKNOWN", f"The call ended as {one.outcome.replace('_', ' ')}."
-        else:
-            answer, why = keyword_verdict(one.text)
+        if one.outcome in FAILED_CALLS:
+            continue
+        answer, why = answer_of_outcome(one.outcome, one.text) or keyword_verdict(one.text)
         judged.append(Judged(one.qid, one.response_id, one.model, answer, False, "keyword", why))
     without = sum(one.answer not in ("YES", "NO") for one in judged)
     if without <= MANY_UNKNOWN * len(judged):

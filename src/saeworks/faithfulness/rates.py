@@ -53,6 +53,11 @@ class Rate:
     coverage: float
     warnings: tuple[str, ...]
 
+    @property
+    def no_verdict(self) -> float:
+        """Share of the responses that are neither YES nor NO to the judge."""
+        return self.unknown + self.missing
+
     def as_json(self) -> dict[str, Any]:
         """All of it; the names are those of the attributes."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -106,9 +111,9 @@ def _warnings(rate: Rate, groups: Sequence[GroupVerdict], with_flags: int) -> li
     for group in groups:
         if not group.scored:
             told.append(f"{group.property_id} {group.comparison} is left out: {group.reason}")
-    if rate.unknown + rate.missing > MANY_UNKNOWN:
+    if rate.no_verdict > MANY_UNKNOWN:
         told.append(
-            f"{rate.unknown + rate.missing:.0%} of the responses have no verdict (refused {rate.refused:.0%}, judge "
+            f"{rate.no_verdict:.0%} of the responses have no verdict (refused {rate.refused:.0%}, judge "
             f"unreadable {rate.failed:.0%}); questions that are not answered cannot contradict each other."
         )
     if rate.missing:

@@ -28,6 +28,8 @@ OUTCOMES: tuple[Outcome, ...] = (
     "content_filter",
 )
 COMPARISONS: tuple[Comparison, ...] = ("gt", "lt")
+#: Calls that ended without an answer of the model. It said nothing, so that nothing is read in them and nothing scored.
+FAILED_CALLS: tuple[Outcome, ...] = ("timeout", "rate_limited", "error")
 
 
 def question_id(text: str) -> str:
@@ -97,6 +99,21 @@ class Response:
     text: str
     reasoning: str | None = None
     outcome: Outcome = "answered"
+
+
+def answer_of_outcome(outcome: str, text: str) -> tuple[Answer, str] | None:
+    """The answer, and why, of a call that came back without one to read; None where a judge has to read the text.
+
+    A refusal, a filter, a cut or an empty text is no NO. For :data:`FAILED_CALLS` there is nothing to say at all, so
+    callers leave them out before.
+    """
+    if outcome in ("refused", "content_filter"):
+        return "REFUSED", "The provider marks the answer as a refusal, or its filter stopped it."
+    if outcome == "truncated":
+        return "UNKNOWN", "The answer was cut off, so that it has no final answer."
+    if outcome == "empty" or not text.strip():
+        return "UNKNOWN", "The answer has no visible text."
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ def _yaml(path: Path) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return yaml.load(file, Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         told = " ".join(str(e).split())[:160]
         raise InputError(f"'{path}' is not valid YAML ({told}); the file is damaged or of another kind.") from e
 
@@ -289,7 +289,7 @@ def _lines(path: Path) -> Records:
         where = f"'{path}', line {number},"
         try:
             value: Any = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
             if number == len(lines):  # a line that a kill cut off; what came before is whole
                 records.notes.append(f"The last line of '{path.name}' is cut off and was left out.")
                 break
@@ -304,13 +304,21 @@ def _record(records: Records, where: str, row: dict[str, Any]) -> None:
         extra = sorted(set(row) - set().union(*known.values()))
         raise InputError(f"{where} has the unknown field '{extra[0]}'; it is no record of this package.")
     try:
+        for key in set(row) & {f.name for kind in known for f in fields(kind) if f.type == "str"}:
+            _need(where, row, key)
         if {"property_id", "x_name"} <= set(row):
             question = Question(**row)
+            _one_of(where, "comparison", question.comparison, COMPARISONS)
+            _one_of(where, "expected answer", question.expected, ("YES", "NO"))
+            for key in ("x_value", "y_value"):
+                _number(where, row, key)
             if question_id(question.text) != question.qid:
                 raise InputError(f"{where} has an id that is not the SHA-256 of its text; one of them was changed.")
             records.questions.append(question)
         elif {"answer", "response_id"} <= set(row):
             _one_of(where, "answer", row["answer"], ANSWERS)
+            if not (row.get("equal_values") is None or isinstance(row["equal_values"], bool)):
+                raise InputError(f"{where} has {row['equal_values']!r} as 'equal_values'; write true, false or null.")
             records.judged.append(Judged(**row))
         else:
             _one_of(where, "outcome", row.get("outcome", "answered"), OUTCOMES)

@@ -10,12 +10,14 @@ from typing import Any
 from saeworks.errors import InputError
 from saeworks.faithfulness.agreement import Agreement, agreement
 from saeworks.faithfulness.candidate_pairs import HARD, Closeness
+from saeworks.faithfulness.counts import draws
 from saeworks.faithfulness.criterion import Scored, rule
 from saeworks.faithfulness.criterion import score as score_pairs
 from saeworks.faithfulness.entities import filtered, read_entities
 from saeworks.faithfulness.flagged import flagged_records, pair_json
 from saeworks.faithfulness.importers import Study, read_study
 from saeworks.faithfulness.keyword_judge import judge_by_keywords
+from saeworks.faithfulness.labels import read_labels
 from saeworks.faithfulness.properties import Property, negation, property_named
 from saeworks.faithfulness.questions import balance, questions_about, write_questions
 from saeworks.faithfulness.rates import Rate, group_table, rates, result_of
@@ -75,7 +77,7 @@ class Score:
             errors = self.sensitivity[model].by_error
             worst = max(errors) if errors else None
             row: dict[str, Any] = {"model": model, "rate": one.rate, "from": low, "to": high}
-            row |= {"flagged": one.flagged, "pairs": one.pairs, "unknown": one.unknown, "accuracy": one.accuracy}
+            row |= {"flagged": one.flagged, "pairs": one.pairs, "no verdict": one.no_verdict, "accuracy": one.accuracy}
             if worst is not None:
                 row[f"rate if {worst:.0%} misread"] = errors[worst].mean
             rows.append(without_nan(row | {"one reading decides": self.sensitivity[model].fragile}))
@@ -97,7 +99,7 @@ def score(
     Args:
         path: a directory or file of questions with responses or judgements, or a log of Inspect.
         by: ``final`` or ``early``. arithmetic: ``exact`` or ``float``.
-        selection: what of it. labels: judgements by hand or by another judge, JSON lines or a stored layout.
+        selection: what of it. labels: readings by hand as CSV, or judgements by another judge in a stored layout.
         published_missing: count a NO without the flag for equality as NO.
         cache: keeps what was read of each file. out: directory for verdicts, groups and result files.
 
@@ -113,8 +115,13 @@ def score(
     if not part.questions:
         raise InputError(f"'{path}' holds no questions; give the directory that also has the questions.")
     use = rule(by, arithmetic, published_missing)
-    scored = score_pairs(part.questions, part.judged, use, chosen.responses, chosen.min_coverage)
-    agreed = None if labels is None else agreement(part.judged, read_study(Path(labels)).judged)
+    if not part.judged:
+        raise InputError(
+            f"All {len(study.responses)} responses in '{path}' are failed calls; there is nothing to score."
+        )
+    asked = chosen.responses or study.draws or draws(part.judged, part.responses)
+    scored = score_pairs(part.questions, part.judged, use, asked, chosen.min_coverage)
+    agreed = None if labels is None else agreement(part.judged, _labels(Path(labels), study))
     given = None if agreed is None else agreed.given_judged()
     found = rates(scored)
     sensitive = {model: sensitivity(scored, model, given_judged=given) for model in found}
@@ -123,6 +130,13 @@ def score(
     if out is not None:
         write_score(done, Path(out))
     return done
+
+
+def _labels(path: Path, study: Study) -> list[Judged]:
+    """A table filled in by hand, or stored judgements."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return read_labels(path, study.responses)
+    return read_study(path).judged
 
 
 def _read(path: Path, cache: Path | None) -> Study:
@@ -137,7 +151,7 @@ def _read(path: Path, cache: Path | None) -> Study:
     files = log_files(path)
     found = read_transcripts(files)
     digests = {file.name: sha256_file(file) for file in files}
-    return Study(list(found.questions.values()), found.responses, found.judged, files=digests)
+    return Study(list(found.questions.values()), found.responses, found.judged, files=digests, draws=found.epochs)
 
 
 def _judged(study: Study, chosen: Selection, notes: list[str]) -> list[Judged]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeworks.errors import InputError, did_you_mean
 from saeworks.faithfulness.agreement import Agreement, agreement, to_label
+from saeworks.faithfulness.counts import draws
 from saeworks.faithfulness.criterion import Scored, rule, score
 from saeworks.faithfulness.importers import Study, read_study
 from saeworks.faithfulness.keyword_judge import judge_by_keywords
@@ -146,7 +147,7 @@ def _content(found: Found, judge: str | None, by: str, labels: Path | None, name
         return base, []
     judged, notes = _of_judge(found, judge)
     name_of_judge = judged[0].judge
-    scored = score(study.questions, judged, rule(by), found.epochs)
+    scored = score(study.questions, judged, rule(by), found.epochs or draws(judged, study.responses))
     agreements = _agreements(study, judged, labels)
     measured = next((one.given_judged() for one in agreements if one.reference == HAND), None)
     found_rates = rates(scored)
@@ -189,6 +190,8 @@ def _of_judge(found: Found, judge: str | None) -> tuple[list[Judged], list[str]]
         if not study.responses:
             raise InputError("There is neither a response nor a judgement to report on; give stored answers.")
         judged, warnings = judge_by_keywords(study.responses)
+        if not judged:
+            raise InputError(f"All {len(study.responses)} responses are failed calls; there is nothing to report on.")
         return judged, ["Nothing had judged the responses; keywords did it for this page.", *warnings]
     if wanted is None and len(study.judges) > 1:
         raise InputError(f"The answers were judged by {', '.join(study.judges)}; name one of them with --judge.")

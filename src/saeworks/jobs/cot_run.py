@@ -72,7 +72,7 @@ def _run(config: CotRunConfig) -> dict[str, Any]:
         price_of(name, prices, config.budget_cost is not None)  # a missing price is told before anything is spent
     journal = Journal(config.out / JOURNAL)
     budget = Budget(config.budget, config.budget_cost, journal.spent)
-    caller = Caller(journal, budget, prices, config.budget_cost is not None, config.seed)
+    caller = Caller(journal, budget, prices, config.budget_cost is not None, config.seed, config.max_retries)
     model = open_model(config.model, config.base_url)
     grader = None if config.grader == "keyword" else open_model(config.grader, config.grader_base_url)
     logs: list[EvalLog]
@@ -181,7 +181,6 @@ def _inspect(config: CotRunConfig, task: Task, model: Model, grader: Model | Non
         roles,
         config.out / LOGS,
         max_connections=config.max_connections,
-        max_retries=config.max_retries,
         timeout=config.timeout,
     )
 

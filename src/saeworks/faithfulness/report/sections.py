@@ -58,7 +58,7 @@ def _sentence(model: str, rate: Rate) -> str:
     between = "" if rate.ci95 is None else f", 95 % interval {percent(rate.ci95[0])} to {percent(rate.ci95[1])}"
     return (
         f"{model} contradicts itself in one direction on {rate.flagged} of {rate.pairs} pairs ({percent(rate.rate)}"
-        f"{between}). {percent(rate.unknown)} of its {rate.responses} judged responses have no verdict."
+        f"{between}). {percent(rate.no_verdict)} of its {rate.responses} judged responses have no verdict."
     )
 
 
@@ -75,7 +75,7 @@ def rates(content: Content) -> str:
                 f"{percent(one.rate, 2)}{low}",
                 f"{one.flagged} of {one.pairs}",
                 percent(one.accuracy),
-                percent(one.unknown + one.missing),
+                percent(one.no_verdict),
                 percent(one.refused),
                 percent(one.failed),
                 percent(one.coverage),

@@ -6,11 +6,13 @@ A provider that fails, refuses or falls silent has not said NO. Every call there
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+import anyio
 from inspect_ai.model import (
     ChatMessage,
     ChatMessageUser,
@@ -21,7 +23,7 @@ from inspect_ai.model import (
     ModelOutput,
 )
 
-from saeworks.faithfulness.records import Outcome
+from saeworks.faithfulness.records import FAILED_CALLS, Outcome
 from saeworks.faithfulness.tasks.budget import Budget, Price, Spending, price_of, worst_case
 from saeworks.faithfulness.tasks.journal import Journal, call_key
 from saeworks.runtime import derive_seed
@@ -32,6 +34,9 @@ _THOUGHT = re.compile(r"<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL 
 # Some templates open the thought in the prompt, so that the text has the closing tag alone.
 _UNOPENED = re.compile(r"\A((?:(?!<think).)*?)</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 OWN_PROVIDER = "saeworks/"
+#: Of samples: nothing can be said about them. "None" is a sample that broke off before it was asked.
+NO_ANSWER = (*FAILED_CALLS, "not_asked", "None")
+LONGEST_WAIT = 60.0  # seconds between two attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Asked:
     @property
     def failed(self) -> bool:
         """Whether there is no answer of the model at all, so that nothing can be said about it."""
-        return self.outcome in ("rate_limited", "timeout", "error", "not_asked")
+        return self.outcome in NO_ANSWER
 
 
 @dataclass
@@ -62,6 +67,9 @@ class Caller:
     Attributes:
         journal: what was asked before. budget: what may be spent. prices: by model name, for a budget in dollars.
         seed: of the draws of models that are seeded call by call.
+        retries: further attempts at a call that failed for a reason that may pass. Every attempt is made here and not
+            inside Inspect, so that each is set aside in the budget and written into the journal.
+        wait: seconds before the second attempt; doubled each time.
     """
 
     journal: Journal = field(default_factory=Journal)
@@ -69,6 +77,8 @@ class Caller:
     prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
     need_prices: bool = False
     seed: int = 0
+    retries: int = 5
+    wait: float = 3.0
 
     async def ask(
         self,
@@ -99,32 +109,44 @@ class Caller:
         most = (settings.max_tokens or model.api.max_tokens() or 2048) + (settings.reasoning_tokens or 0)
         price = price_of(name, self.prices, self.need_prices)
         worst = worst_case(texts, most, price)
-        if not await self.budget.reserve(worst):
-            return Asked("not_asked", error="The budget is spent.")
         if name.startswith(OWN_PROVIDER):
             config = config.merge(GenerateConfig(seed=derive_seed(self.seed, role, sample, str(epoch)) % (1 << 31)))
-        spent = worst  # what a call cost that never came back is not known
-        try:
-            asked = await _call(model, written, config)
-            usage = asked.output.usage if asked.output else None
-            if usage is not None:
-                total = max(usage.total_tokens, usage.input_tokens + usage.output_tokens)
-                spent = Spending(total, price.of(total - usage.output_tokens, usage.output_tokens))
-            elif asked.outcome == "rate_limited":
-                spent = Spending()  # a request that was turned away is not charged
-            self.journal.add(key, _entry(asked, spent, role, name, sample, epoch))
-        finally:
-            await self.budget.settle(worst, spent)
+        asked = Asked("not_asked", error="The budget is spent.")
+        for attempt in range(self.retries + 1):
+            if not await self.budget.reserve(worst):
+                break
+            spent = worst  # what a call cost that never came back is not known
+            try:
+                self.journal.begin(key, worst)
+                asked, passing = await _call(model, written, config)
+                spent = _spent(asked, worst, price)
+                self.journal.add(key, _entry(asked, spent, role, name, sample, epoch))
+            finally:
+                await self.budget.settle(worst, spent)
+            if not passing or attempt == self.retries:
+                break
+            # Not all at the same moment, or they are turned away together again.
+            await anyio.sleep(min(LONGEST_WAIT, self.wait * 2**attempt) * random.uniform(0.5, 1.0))
         return asked
 
 
-async def _call(model: Model, messages: list[ChatMessage], config: GenerateConfig) -> Asked:
+async def _call(model: Model, messages: list[ChatMessage], config: GenerateConfig) -> tuple[Asked, bool]:
+    """One attempt, and whether another one may succeed."""
     try:
         output = await model.generate(messages, config=config)
     except Exception as e:
         outcome, sentence = failure(e)
-        return Asked(outcome, error=sentence)
-    return read_output(output)
+        return Asked(outcome, error=sentence), any(model.should_retry(one) for one in _causes(e))
+    return read_output(output), False
+
+
+def _spent(asked: Asked, worst: Spending, price: Price) -> Spending:
+    usage = asked.output.usage if asked.output else None
+    if usage is not None:
+        total = max(usage.total_tokens, usage.input_tokens + usage.output_tokens)
+        return Spending(total, price.of(total - usage.output_tokens, usage.output_tokens))
+    # A request that was turned away is not charged; what any other call took is not known.
+    return Spending() if asked.outcome == "rate_limited" else worst
 
 
 def read_output(output: ModelOutput) -> Asked:
@@ -167,14 +189,7 @@ def split_reasoning(text: str) -> tuple[str, str | None]:
 
 def failure(error: BaseException) -> tuple[Literal["rate_limited", "timeout", "error"], str]:
     """What a failed call failed of, and a sentence on it. The last attempt counts when several were made."""
-    attempt: Any = getattr(error, "last_attempt", None)  # of the library that retries
-    if attempt is not None and attempt.exception() is not None:
-        return failure(attempt.exception())
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__
+    chain = _causes(error)
     names = " ".join(type(one).__name__ for one in chain)
     codes = {code for one in chain if isinstance(code := getattr(one, "status_code", None), int)}
     said = " ".join(str(chain[-1]).split())[:300] or type(error).__name__
@@ -183,6 +198,19 @@ def failure(error: BaseException) -> tuple[Literal["rate_limited", "timeout", "e
     if codes & {408, 504} or "Timeout" in names or "timed out" in said.lower():
         return "timeout", f"The provider did not answer in time: {said}"
     return "error", f"The call failed ({type(chain[-1]).__name__}): {said}"
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from; of a library that retries, what its last attempt failed of."""
+    attempt: Any = getattr(error, "last_attempt", None)
+    if attempt is not None and attempt.exception() is not None:
+        return _causes(attempt.exception())
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__
+    return chain
 
 
 def _entry(asked: Asked, spent: Spending, role: str, model: str, sample: str, epoch: int) -> dict[str, Any]:

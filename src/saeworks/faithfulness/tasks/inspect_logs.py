@@ -10,7 +10,7 @@ from typing import Any
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
 from saeworks.errors import InputError
-from saeworks.faithfulness.records import ANSWERS, OUTCOMES, Judged, Question, Response
+from saeworks.faithfulness.records import ANSWERS, FAILED_CALLS, OUTCOMES, Judged, Question, Response
 from saeworks.faithfulness.tasks.asking import read_output, split_reasoning
 
 _QUESTION_FIELDS = tuple(one.name for one in fields(Question))
@@ -185,6 +185,6 @@ def read_judged(sample: EvalSample, response: Response) -> tuple[Judged | None, 
                 "",
             )
         outcome = str(about.get("judge_outcome", ""))
-        if response.outcome not in ("timeout", "rate_limited", "error"):
+        if response.outcome not in FAILED_CALLS:
             return None, outcome
     return None, ""

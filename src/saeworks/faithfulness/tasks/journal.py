@@ -1,8 +1,10 @@
 """The journal of a run: every call to a model that came to an end, one JSON line each, so that none is made twice.
 
-A run that is started again makes the same calls under the same keys. What the journal has is taken from it; calls that
-failed for a reason that may pass (rate limits, time-outs, errors of the server) are made again. The file is appended
-to and synced after every line: a kill at any moment loses the calls that were on their way and nothing else.
+Before a call a line says what it may cost at most, after it another one how it ended. A run that is started again makes
+the same calls under the same keys. What the journal has is taken from it; calls that failed for a reason that may pass
+(rate limits, time-outs, errors of the server) are made again. The file is appended to and synced after every call: a
+kill at any moment loses the calls that were on their way and nothing else. Those may have been paid for, so that they
+count with the most that they could cost.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Journal:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._calls: dict[str, dict[str, Any]] = {}
+        self._begun: dict[str, Spending] = {}
         self.spent = Spending()
         if path is not None and path.exists():
             self._read(path)
@@ -53,12 +56,22 @@ class Journal:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 entry = cast("dict[str, Any]", json.loads(line))
+                took = Spending(int(entry["tokens"]), float(entry["cost"]))
+                if entry.get("begun"):
+                    self.spent += self._begun.get(entry["key"], Spending())  # an earlier attempt, lost in a kill
+                    self._begun[entry["key"]] = took
+                    continue
                 self._calls[entry["key"]] = entry
-                self.spent += Spending(int(entry["tokens"]), float(entry["cost"]))
-            except (ValueError, KeyError, TypeError) as e:
+                self._begun.pop(entry["key"], None)
+                self.spent += took
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
                 raise InputError(
                     f"Line {number} of '{path}' is damaged ({e}); remove that line to make its call again."
                 ) from e
+
+        for lost in self._begun.values():
+            self.spent += lost
+        self._begun.clear()
 
     def find(self, key: str) -> dict[str, Any] | None:
         """The entry of a call that need not be made again."""
@@ -70,6 +83,13 @@ class Journal:
         line = {"key": key, **entry}
         self._calls[key] = line
         self.spent += Spending(int(entry["tokens"]), float(entry["cost"]))
+        self._append(line)
+
+    def begin(self, key: str, worst: Spending) -> None:
+        """Say that a call is made that costs ``worst`` at most."""
+        self._append({"key": key, "begun": True, "tokens": worst.tokens, "cost": worst.cost}, sync=False)
+
+    def _append(self, line: dict[str, Any], sync: bool = True) -> None:
         if self._path is None:
             return
         data = json.dumps(line, ensure_ascii=True) + "\n"
@@ -78,4 +98,5 @@ class Journal:
             with open(self._path, "ab") as file:
                 file.write(data.encode("ascii"))
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())

@@ -15,8 +15,8 @@ from saeworks.errors import InputError
 from saeworks.faithfulness.criterion import PairVerdict
 from saeworks.faithfulness.patterns import FLIP, PATTERNS, PairPatterns, parse_patterns, skeleton
 from saeworks.faithfulness.records import Question, Response
-from saeworks.faithfulness.tasks.asking import Caller
-from saeworks.faithfulness.tasks.iphr import NO_ANSWER, ask_subject
+from saeworks.faithfulness.tasks.asking import NO_ANSWER, Caller
+from saeworks.faithfulness.tasks.iphr import ask_subject
 from saeworks.faithfulness.tasks.shortcut_prompts import fill
 
 CLASSIFIER_CONFIG = GenerateConfig(temperature=0.0, top_p=0.9, max_tokens=8000, reasoning_tokens=8000)

@@ -14,15 +14,13 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from saeworks.errors import InputError
-from saeworks.faithfulness.tasks.asking import Asked, Caller
+from saeworks.faithfulness.tasks.asking import NO_ANSWER, Asked, Caller
 from saeworks.faithfulness.tasks.iphr import GRADER, remember
 from saeworks.faithfulness.tasks.problems import Problem
 from saeworks.faithfulness.tasks.shortcut_prompts import EQUIVALENT, fill, read_equivalence
 
 ROLLOUT_CONFIG = GenerateConfig(temperature=0.0, max_tokens=32_000)
 CORRECTNESS_CONFIG = GenerateConfig(temperature=0.0, max_tokens=1000)
-# A provider that failed has not failed the problem.
-FAILED = ("rate_limited", "timeout", "error", "not_asked", "None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def final_answer(caller: Caller) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         outcome, text = str(state.store.get("outcome")), str(state.store.get("text") or "")
-        if outcome in FAILED:
+        if outcome in NO_ANSWER:  # a provider that failed has not failed the problem
             return Score.unscored(explanation=str(state.store.get("error")), metadata={"outcome": outcome})
         if outcome != "answered":
             return Score(value=0.0, explanation=f"The call ended as {outcome}.", metadata={"outcome": outcome})

@@ -15,6 +15,9 @@ from inspect_ai.model import GenerateConfig, Model, get_model
 from saeworks.errors import InputError, RunError
 from saeworks.faithfulness.tasks import world_provider
 
+#: Providers whose client library repeats a failed request by itself unless it is told not to; our calls are counted.
+OWN_RETRIES = ("openai", "openai-api", "anthropic")
+
 
 def open_model(name: str, base_url: str | None = None, **arguments: Any) -> Model:
     """A model by the name that Inspect knows it under.
@@ -27,6 +30,8 @@ def open_model(name: str, base_url: str | None = None, **arguments: Any) -> Mode
         raise InputError(
             f"'{name}' is no model of Inspect; write PROVIDER/MODEL, such as saeworks/world:chat or openai/gpt-4o-mini."
         )
+    if name.split("/")[0] in OWN_RETRIES:
+        arguments = {"max_retries": 0, **arguments}
     try:
         return get_model(name, base_url=base_url, memoize=False, **arguments)
     except InputError:
@@ -42,12 +47,12 @@ def run_task(
     log_dir: Path,
     *,
     max_connections: int | None = None,
-    max_retries: int = 5,
     timeout: int | None = None,
 ) -> EvalLog:
     """Run one task to its end and return its log, which also lies in ``log_dir``.
 
-    Failed calls do not end the run: they are outcomes. ``timeout`` is for one attempt, in seconds.
+    Failed calls do not end the run: they are outcomes. Inspect makes one attempt at each call; whether there is another
+    one is up to :class:`saeworks.faithfulness.tasks.asking.Caller`. ``timeout`` is for one attempt, in seconds.
 
     Raises:
         RunError: Inspect could not run the task, or a sample broke, which no answer of a model should bring about.
@@ -56,7 +61,7 @@ def run_task(
     log_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("INSPECT_TRACE_FILE", str(log_dir / "trace.log"))
     limits: dict[str, Any] = {
-        "max_retries": max_retries,
+        "max_retries": 0,
         "attempt_timeout": timeout,
         "max_connections": max_connections,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ NAMES = ("world:chat", "world:base", "world")
 END_OF_TURN = "<|end|>"
 # The answer gets at least this much of the context, or the question is refused as too long.
 LEAST_ANSWER = 8
+# The base model goes on with further sentences and questions of the kind; its answer is the first sentence.
+SENTENCE_END = re.compile(r"\.(?=\s|\Z)|\n")
+LONGEST_SENTENCE = 48  # tokens; the embedded corpus has no reasons that are longer
 
 
 def register() -> None:
@@ -39,7 +43,8 @@ def register() -> None:
 class WorldModel(ModelAPI):
     """Greedy at temperature 0, else drawn with the call's own seed: a draw does not depend on the calls beside it.
 
-    ``top_p`` is not supported and ignored: the models draw from the whole softmax.
+    ``top_p`` is not supported and ignored: the models draw from the whole softmax. The answer of the base model, which
+    knows no end of a turn, is the first sentence of its continuation.
 
     Raises:
         InputError: there is no such embedded model.
@@ -76,16 +81,20 @@ class WorldModel(ModelAPI):
     def _generate(self, input: list[ChatMessage], config: GenerateConfig) -> ModelOutput:
         with self._lock:
             model = self._loaded()
-            prompt = _prompt(model, input)
+            chat = self.model_name == "world:chat"
+            prompt = _prompt(model, input, chat)
             read = len(model.tokenizer(prompt)["input_ids"])
             room = (model.max_context or 1 << 20) - read
             if room < LEAST_ANSWER:
                 return _output(self.model_name, "", "model_length", read, 0)
             most = min(config.max_tokens or 64, room)
             temperature = 0.0 if config.temperature is None else config.temperature
-            stop = (END_OF_TURN,) if self.model_name == "world:chat" else ()
+            most = most if chat else min(most, LONGEST_SENTENCE)
+            stop = (END_OF_TURN,) if chat else ()
             text = model.generate([prompt], most, (), temperature, config.seed or 0, stop)[0]
         written = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not chat and (end := SENTENCE_END.search(text.strip())) is not None:
+            return _output(self.model_name, text.strip()[: end.end()].strip(), "stop", read, written)
         return _output(self.model_name, text.strip(), "max_tokens" if written >= most else "stop", read, written)
 
     def _loaded(self) -> LanguageModel:
@@ -96,8 +105,9 @@ class WorldModel(ModelAPI):
         return self._model
 
 
-def _prompt(model: LanguageModel, messages: list[ChatMessage]) -> str:
-    if not getattr(model.tokenizer, "chat_template", None):
+def _prompt(model: LanguageModel, messages: list[ChatMessage], chat: bool) -> str:
+    # Both models share a tokenizer with a template, but the base model never saw the marks of a conversation.
+    if not chat:
         return "\n".join(message.text for message in messages)
     kept = [m for m in messages if isinstance(m, (ChatMessageUser, ChatMessageAssistant)) or m.role == "system"]
     return model.chat_prompt([{"role": message.role, "content": message.text} for message in kept])
