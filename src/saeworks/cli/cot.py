@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from saeworks.cli.cot_probe import cot_probe
 from saeworks.cli.cot_report import cot_report
 from saeworks.cli.cot_run import cot_run
 from saeworks.cli.flags import JsonFlag
@@ -16,6 +17,7 @@ from saeworks.cli.output import print_json, print_line, print_table
 cot = App(name="cot", help="Chain-of-thought faithfulness: questions, runs, scores, reports.", help_format="plaintext")
 cot.command(cot_run, name="run")
 cot.command(cot_report, name="report")
+cot.command(cot_probe, name="probe")
 
 
 @cot.command
