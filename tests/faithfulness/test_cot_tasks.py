@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,15 @@ def test_a_failed_call_is_not_scored_and_is_made_again(tmp_path: Path) -> None:
     found = read_transcripts(log_files(tmp_path))
     assert [one.outcome for one in found.responses] == ["answered"] * 4
     assert metrics(log)["yes"] == 4  # the newest log is whole
+
+
+def test_logs_of_one_second_are_read_in_the_order_they_were_written(tmp_path: Path) -> None:
+    names = ("2026-01-02T03-04-05-00-00_iphr_z", "2026-01-02T03-04-05-00-00_iphr_a", "2026-01-02T03-04-06-00-00_iphr_b")
+    for age, name in zip((1, 2, 0), names, strict=True):
+        path = tmp_path / f"{name}.eval"
+        path.touch()
+        os.utime(path, ns=(age, age))
+    assert [path.stem for path in log_files(tmp_path)] == list(names)
 
 
 def test_a_judge_that_cannot_be_reached_has_not_said_unknown(tmp_path: Path) -> None:

@@ -49,10 +49,15 @@ def log_files(path: Path) -> list[Path]:
         raise InputError(f"'{path}' does not exist; give a log of Inspect, or the directory of a run.")
     where = path / "logs" if (path / "logs").is_dir() else path
     infos = list_eval_logs(str(where), descending=False)
-    found = sorted(Path(info.name.removeprefix("file://")) for info in infos)
+    found = sorted((Path(info.name.removeprefix("file://")) for info in infos), key=_age)
     if not found:
         raise InputError(f"There is no log of Inspect in '{where}'; give the directory of a run.")
     return found
+
+
+def _age(log: Path) -> tuple[str, int, str]:
+    """Names begin with the second in which a log was begun; of one second, that of the last change decides."""
+    return log.name.split("_")[0], log.stat().st_mtime_ns, log.name
 
 
 def read_transcripts(paths: Iterable[Path | EvalLog], kinds: tuple[str, ...] = ("iphr", "oversampling")) -> Transcripts:
