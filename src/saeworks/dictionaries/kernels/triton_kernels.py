@@ -11,6 +11,8 @@ Import this module only where Triton is installed; :mod:`saeworks.dictionaries.k
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
 # pyright: reportIndexIssue=false, reportUntypedFunctionDecorator=false, reportMissingTypeArgument=false
+# A launch takes plain integers for the parameters that Triton declares `constexpr`.
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
 import torch
