@@ -13,7 +13,7 @@ import torch
 
 from saeworks.evals.shared.pooled_files import PooledFiles
 from saeworks.evals.shared.pooled_rows import Rows, Tables
-from saeworks.evals.shared.pooling import TextPool, pool_texts
+from saeworks.evals.shared.pooling import TextPool
 
 
 def equal(a, b):
@@ -85,7 +85,7 @@ def test_the_files_that_were_not_used_for_longest_go_first(model, make_sentences
 def test_what_has_no_room_at_all_is_computed_and_not_kept(model, make_sentences, make_dictionary, tmp_path):
     names, rows = {"d": make_dictionary()}, make_sentences(10)
     pool = TextPool(tmp_path, memory=10, disk=10)
-    assert equal(pool.pool(names, model, rows), pool_texts(names, model, rows))
+    assert equal(pool.pool(names, model, rows), TextPool().pool(names, model, rows))
     assert pool.nbytes == 0
     assert parts(tmp_path) == []
 
@@ -94,7 +94,7 @@ def test_a_place_that_cannot_be_written_costs_no_result(model, make_sentences, m
     names, rows = {"d": make_dictionary()}, make_sentences(5)
     (tmp_path / "file").write_text("", encoding="utf-8")
     pool = TextPool(tmp_path / "file")
-    assert equal(pool.pool(names, model, rows), pool_texts(names, model, rows))
+    assert equal(pool.pool(names, model, rows), TextPool().pool(names, model, rows))
     assert capsys.readouterr().err.count("are not kept") == 1
 
 

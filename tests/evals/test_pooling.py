@@ -12,7 +12,7 @@ from saeworks.evals import absorption, controls, scr, sparse_probing, tpp
 from saeworks.evals.removal.ablatable_texts import in_units_of_activations
 from saeworks.evals.removal.spurious_texts import SpuriousSet
 from saeworks.evals.runner import Data, run_evals
-from saeworks.evals.shared.pooling import TextPool, pool_texts
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.evals.shared.pooling_pass import TokenMask
 from saeworks.evals.sparse_probing import LabelledSet
 from saeworks.models.language_model import LanguageModel
@@ -40,9 +40,9 @@ def test_texts_are_read_once_and_what_is_shared_is_what_would_be_computed(model,
     first = pool.pool({"a": a}, model, rows[:30], 32, 8)
     distinct = len({d.text for d in rows[:30]})
     assert (pool.texts_read, pool.texts_encoded) == (distinct, distinct)
-    assert equal(first, pool_texts({"a": a}, model, rows[:30], 32, 8), exactly=True)
+    assert equal(first, TextPool().pool({"a": a}, model, rows[:30], 32, 8), exactly=True)
     every = pool.pool({"a": a, "b": b}, model, rows[::-1], 32, 16)
-    alone = {name: pool_texts({name: d}, model, rows[::-1], 32, 5) for name, d in {"a": a, "b": b}.items()}
+    alone = {name: TextPool().pool({name: d}, model, rows[::-1], 32, 5) for name, d in {"a": a, "b": b}.items()}
     assert torch.allclose(every.activations[SITE], alone["a"].activations[SITE], atol=1e-6)
     assert all(torch.allclose(every.latents[n], alone[n].latents[n], atol=1e-6) for n in "ab")
     both = len({d.text for d in rows})
@@ -76,7 +76,7 @@ def test_whatever_changes_is_a_miss(model, make_sentences, make_dictionary, tmp_
         before = used.texts_read
         found = used.pool({"d": dictionary}, model, rows, 16, 8, **settings)
         assert used.texts_read - before == expected
-        assert equal(found, pool_texts({"d": dictionary}, model, rows, 16, 8, **settings), exactly)
+        assert equal(found, TextPool().pool({"d": dictionary}, model, rows, 16, 8, **settings), exactly)
 
     read(distinct, exactly=True)
     read(0, exactly=True)
@@ -114,7 +114,7 @@ def test_two_models_changed_equally_often_are_not_taken_for_one(model, make_sent
         with torch.no_grad():
             same.module.get_input_embeddings().weight.mul_(factor)
         found.append(TextPool(tmp_path).pool({"d": dictionary}, same, rows, 16))
-        assert equal(found[-1], pool_texts({"d": dictionary}, same, rows, 16), exactly=True)
+        assert equal(found[-1], TextPool().pool({"d": dictionary}, same, rows, 16), exactly=True)
     assert not equal(*found)
 
 
@@ -126,7 +126,7 @@ def test_a_dictionary_without_a_fingerprint_is_known_by_being_the_same_object(mo
     assert pool.texts_read == 6
     pool.pool({"d": one}, model, rows)
     assert pool.texts_read == 6
-    assert equal(pool.pool({"d": other}, model, rows), pool_texts({"d": other}, model, rows))
+    assert equal(pool.pool({"d": other}, model, rows), TextPool().pool({"d": other}, model, rows))
     assert pool.texts_read == 12
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1, "its latents are not on disk, the activations are"
 
@@ -153,7 +153,7 @@ def test_memory_is_bounded_and_let_go(model, make_sentences, make_dictionary):
     bounded = TextPool(memory=2 * each)
     for group in groups:
         found = bounded.pool({"d": dictionary}, model, group)
-        assert equal(found, pool_texts({"d": dictionary}, model, group))
+        assert equal(found, TextPool().pool({"d": dictionary}, model, group))
         assert bounded.nbytes <= 2 * each
 
 
@@ -255,7 +255,7 @@ def test_nothing_is_held_after_the_evals(model, make_dictionary, tmp_path, monke
 def test_texts_without_a_token_are_a_sentence(model, make_dictionary):
     with pytest.raises(InputError, match="no text with a token"):
         TextPool().pool({"d": make_dictionary()}, model, [Document(""), Document("")])
-    some = pool_texts({"d": make_dictionary()}, model, [Document(""), Document("dog"), Document("")])
+    some = TextPool().pool({"d": make_dictionary()}, model, [Document(""), Document("dog"), Document("")])
     assert some.tokens.tolist() == [0, 1, 0]
     assert not bool(some.latents["d"][[0, 2]].any())
     assert bool(some.latents["d"][1].any())

@@ -6,7 +6,7 @@ import torch
 from saeworks.errors import InputError
 from saeworks.evals import sparse_probing
 from saeworks.evals.probes.problems import draw_problems, group_split
-from saeworks.evals.shared.pooling import pool_texts, without_repeats
+from saeworks.evals.shared.pooling import TextPool, without_repeats
 from saeworks.evals.sparse_probing import Config, LabelledSet
 from saeworks.world import corpus
 from saeworks.world.documents import Document
@@ -77,7 +77,7 @@ def test_permuting_latents_changes_no_score(model, make_dictionary):
 
 def test_pooling_is_the_mean_of_codes_over_kept_tokens(model, make_dictionary):
     dictionary, documents = make_dictionary(), [*planted(5, 2), Document(text="")]
-    pooled = pool_texts({"d": dictionary}, model, documents, 32, 2)
+    pooled = TextPool().pool({"d": dictionary}, model, documents, 32, 2)
     batch = model.tokenize([documents[3].text], 32)
     x = model.harvest(batch, ["layers.0.resid_post"])["layers.0.resid_post"][batch.keep]
     assert torch.allclose(pooled.latents["d"][3], dictionary.encode(x).mean(0), atol=1e-5)

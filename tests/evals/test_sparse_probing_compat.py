@@ -8,7 +8,7 @@ from saeworks.evals.compat import sparse_probing_compat as compat
 from saeworks.evals.probes.problems import Problem, draw_problems
 from saeworks.evals.probes.text_probes import Features, mean_differences, probe_all, probe_top_k
 from saeworks.evals.shared.batches import document_batches
-from saeworks.evals.shared.pooling import pool_texts
+from saeworks.evals.shared.pooling import TextPool
 from saeworks.evals.sparse_probing import Config, LabelledSet
 from saeworks.world.documents import Document
 
@@ -188,8 +188,8 @@ def test_a_token_that_sums_to_zero_is_taken_for_padding_only_in_compat(model, ma
     batch = next(document_batches(model, documents, 8, 4))
     row = batch.index[0]
     x = cancelled(batch.tokens, [SITE])[SITE][0][batch.tokens.keep[0]]
-    ours = pool_texts({"d": dictionary}, model, documents, 8, 4)
-    theirs = pool_texts({"d": dictionary}, model, documents, 8, 4, mask=compat.COUNTED)
+    ours = TextPool().pool({"d": dictionary}, model, documents, 8, 4)
+    theirs = TextPool().pool({"d": dictionary}, model, documents, 8, 4, mask=compat.COUNTED)
     assert torch.allclose(ours.activations[SITE][row], x.mean(0), atol=1e-5)
     assert torch.allclose(
         theirs.activations[SITE][row], x[[0, 2]].mean(0) if len(x) == 3 else x[[0]].mean(0), atol=1e-5

@@ -9,6 +9,7 @@ import pytest
 
 from saeworks.papers import saebench
 from saeworks.papers.saebench_grid import BY_L0, L0, QUICK, WEIGHTS, Settings, cells
+from saeworks.results.ranks import spearman
 
 RECIPES = (*WEIGHTS, *BY_L0)
 
@@ -94,11 +95,11 @@ def test_scores_are_compared_at_the_same_l0_only() -> None:
     [([1, 2, 3], [10, 20, 30], 1.0), ([1, 2, 3], [3, 2, 1], -1.0), ([1, 1, 2], [5, 6, 7], math.sqrt(3) / 2)],
 )
 def test_rank_correlation(a: list[float], b: list[float], rho: float) -> None:
-    assert saebench.spearman(a, b) == pytest.approx(rho)
+    assert spearman(a, b) == pytest.approx(rho)
 
 
 def test_rank_correlation_of_a_constant_is_not_a_number() -> None:
-    assert math.isnan(saebench.spearman([1, 1], [1, 2]))
+    assert math.isnan(spearman([1, 1], [1, 2]))
 
 
 def test_the_grid_is_what_was_asked_for() -> None:

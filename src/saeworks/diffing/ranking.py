@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saeworks.diffing.scaling_estimates import Ratio
 from saeworks.errors import InputError
+from saeworks.results.ranks import ranks
 from saeworks.runtime import generator
 
 # Nu outside this range is noise for a causal experiment (arXiv 2504.02922).
@@ -42,7 +43,7 @@ def by_rank_sum(nu_error: Ratio, nu_reconstruction: Ratio, candidates: Tensor) -
     for nu in (nu_error, nu_reconstruction):
         kept &= nu.defined & (nu.value >= SENSIBLE[0]) & (nu.value <= SENSIBLE[1])
     latents = torch.nonzero(kept).flatten()
-    total = _ranks(nu_error.value[latents]) + _ranks(nu_reconstruction.value[latents])
+    total = ranks(nu_error.value[latents]) + ranks(nu_reconstruction.value[latents])
     return latents[total.argsort(stable=True)]
 
 
@@ -94,10 +95,3 @@ def inside_baseline(nu: Ratio, latents: Tensor, baseline: Tensor) -> float:
         return float("nan")
     low, high = torch.quantile(other, torch.tensor([0.025, 0.975], dtype=other.dtype, device=other.device))
     return float(((own >= low) & (own <= high)).double().mean())
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, float64; equal values share the mean of theirs."""
-    _, place, count = values.unique(return_inverse=True, return_counts=True)
-    last = count.cumsum(0).double()
-    return (last - (count.double() - 1) / 2)[place]

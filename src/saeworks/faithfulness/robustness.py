@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from saeworks.errors import InputError
 from saeworks.faithfulness.criterion import Scored
 from saeworks.faithfulness.rates import rates, wilson
 from saeworks.faithfulness.records import Judged
+from saeworks.results.ranks import spearman
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +86,7 @@ def ranking_agreement(first: Scored, second: Scored) -> float:
     """Spearman's correlation of the models' rates under two judges; NaN with fewer than two models or equal rates."""
     a, b = rates(first, draws=1), rates(second, draws=1)
     common = [model for model in a if model in b and a[model].pairs and b[model].pairs]
-    x, y = (_ranks([table[model].rate for model in common]) for table in (a, b))
-    if len(common) < 2 or np.std(x) == 0 or np.std(y) == 0:
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1, the mean rank for equal values."""
-    return [sum(other < v for other in values) + (1 + sum(other == v for other in values)) / 2 for v in values]
+    return spearman([a[model].rate for model in common], [b[model].rate for model in common])
 
 
 @dataclass(frozen=True, slots=True)

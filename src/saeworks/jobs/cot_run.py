@@ -14,6 +14,7 @@ from saeworks.errors import InputError
 from saeworks.faithfulness.criterion import Scored, rule, score
 from saeworks.faithfulness.rates import rates
 from saeworks.faithfulness.records import Question
+from saeworks.faithfulness.robustness import to_oversample
 from saeworks.files import atomic_write_text
 from saeworks.jobs.cot_settings import CotRunConfig, open_settings, save_settings
 from saeworks.jobs.workspace import Workspace
@@ -112,8 +113,8 @@ def _comparisons(config: CotRunConfig, caller: Caller, model: Model, grader: Mod
     questions = load_questions(config)
     chosen = list(questions)
     if config.task == "oversampling":
-        pairs = score_transcripts(transcripts(config.out), config).flagged
-        wanted = {one.question.qid for pair in pairs for one in (pair.yes, pair.no)}
+        scored = score_transcripts(transcripts(config.out), config)
+        wanted = {qid for qids in to_oversample(scored).values() for qid in qids}
         chosen = [question for question in questions if question.qid in wanted]
         if not chosen:
             raise InputError(f"No pair of the run in '{config.out}' is flagged, so that none needs more responses.")

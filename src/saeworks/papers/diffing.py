@@ -115,9 +115,6 @@ def world_claims(found: Pairs) -> tuple[Claim, ...]:
     def of(quantity: str, *names: str) -> dict[str, list[float]]:
         return {name: [seed[name][quantity] for seed in found] for name in names}
 
-    def gain(a: str, b: str, *names: str) -> dict[str, list[float]]:
-        return {name: [seed[name][a] - seed[name][b] for seed in found] for name in names}
-
     named = tuple(
         Claim(
             f"Embedded pair: a genuine latent stands for a {name}",
@@ -151,7 +148,7 @@ def world_claims(found: Pairs) -> tuple[Claim, ...]:
             "Embedded pair: Latent Scaling makes the selection by norm more precise",
             "direction",
             "precision of genuine latents minus that of candidates",
-            gain("precision_genuine", "precision_candidates", TOPK, L1),
+            _gain(found, "precision_genuine", "precision_candidates", TOPK, L1),
             Rule(low=0.0),
             f"Candidates have a norm difference above {SETTINGS.gate:g}.",
         ),
@@ -162,9 +159,6 @@ def world_claims(found: Pairs) -> tuple[Claim, ...]:
 
 def _causes(found: Pairs) -> tuple[Claim, ...]:
     """What latents do when they are patched in or pushed."""
-
-    def gain(a: str, b: str, *names: str) -> dict[str, list[float]]:
-        return {name: [seed[name][a] - seed[name][b] for seed in found] for name in names}
 
     return (
         Claim(
@@ -178,7 +172,7 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
             "Embedded pair: with L1, Latent Scaling orders the candidates better than norms do",
             "0.619 and 0.740 in wrong order by norm, first 9 tokens",
             "gain of the best half, by scaling minus by norm, first 3 tokens",
-            gain("best_over_worst_scaling_first", "best_over_worst_norm_first", L1),
+            _gain(found, "best_over_worst_scaling_first", "best_over_worst_norm_first", L1),
             Rule(low=0.0),
         ),
         Claim(
@@ -207,18 +201,22 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
             "Embedded pair: pushing the refusal latent makes the chat model refuse harmless requests",
             "shown by example",
             "share refused, minus that under another direction pushed as far",
-            gain("refused_pushed", "refused_random", TOPK),
+            _gain(found, "refused_pushed", "refused_random", TOPK),
             Rule(low=0.2),
         ),
         Claim(
             "Embedded pair: pushing the false-information latent turns the chat model's verdict on statements",
             "shown by example",
             "share turned, minus that under another direction pushed as far",
-            gain("turned_pushed", "turned_random", TOPK),
+            _gain(found, "turned_pushed", "turned_random", TOPK),
             Rule(low=0.2),
             "A verdict counts as turned when the answer still ends in one, the opposite one.",
         ),
     )
+
+
+def _gain(found: Pairs, a: str, b: str, *names: str) -> dict[str, list[float]]:
+    return {name: [seed[name][a] - seed[name][b] for seed in found] for name in names}
 
 
 def _smallest_gap(measures: Mapping[str, float]) -> float:

@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
-from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.evals import absorption, autointerp, core, scr, sparse_probing, tpp
 from saeworks.models.language_model import load_language_model
 from saeworks.papers import saebench_grid, world_grid
 from saeworks.papers.claims import Claim, Reproduction, Rule, Table
 from saeworks.papers.index import PAPERS
 from saeworks.results.comparison import Sweep, common_range, sweeps
-from saeworks.results.envelope import Result
-from saeworks.results.headlines import headline, headline_values
+from saeworks.results.dictionary_table import Row, dictionary_rows
+from saeworks.results.headlines import headline
+from saeworks.results.ranks import spearman
 from saeworks.results.tables import spread, spread_of
 
 NESTED, PLAIN = "matryoshka_batch_topk", "batch_topk"
@@ -40,7 +38,6 @@ DOWNSTREAM = ("probe_k1", "scr_20", "tpp_20", "absorption", "autointerp")
 SHOWN = ("l0", "explained_variance", "ce_loss_score", "frac_alive", *DOWNSTREAM)
 #: (architecture, width, seed) -> metric -> its sweep.
 Sweeps = Mapping[tuple[str, int, int], Mapping[str, Sweep]]
-Row = dict[str, Any]
 
 
 def configs(tokens: int) -> dict[str, Any]:
@@ -65,8 +62,8 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
     dictionaries = saebench_grid.train(model, settings, out)
     trained = time.monotonic()
     chosen = configs(settings.grid.eval_tokens)
-    found = saebench_grid.measure(model, settings, dictionaries, out, tuple(chosen), chosen)
-    rows = [row_of(name, dictionary, found[name].values()) for name, dictionary in dictionaries.items()]
+    found = saebench_grid.measure(model, dictionaries, out, chosen)
+    rows = dictionary_rows(result for results in found.values() for result in results.values())
     paper = PAPERS["saebench"]
     return Reproduction(
         name=paper.name,
@@ -79,20 +76,6 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
         quick=quick,
         hashes=world_grid.hashes(model),
     )
-
-
-def row_of(name: str, dictionary: Dictionary, results: Iterable[Result]) -> Row:
-    """One dictionary with its main numbers: what the comparisons take."""
-    metadata = dictionary.cfg.metadata
-    values = {column: value for column, value in headline_values(results).items() if column in SHOWN}
-    return {
-        "dictionary": name,
-        "architecture": str(metadata["recipe"]),
-        "width": dictionary.cfg.d_sae,
-        "setting": float(metadata["penalty"] if metadata.get("k") is None else metadata["k"]),
-        "seed": int(metadata["seed"]),
-        **values,
-    }
 
 
 def by_sweep(rows: Sequence[Row]) -> Sweeps:
@@ -171,7 +154,7 @@ def _wider(found: Sweeps) -> list[Claim]:
     for column in ("absorption", "scr_20"):
         by_width = differences(found, NESTED, PLAIN, column)
         pairs = zip(by_width.get(low, []), by_width.get(high, []), strict=False)
-        grown[headline(column).column] = [b - a for a, b in pairs]
+        grown[column] = [b - a for a, b in pairs]
     worse = {
         architecture: values
         for architecture in sorted({a for a, _, _ in found if a != NESTED})
@@ -289,20 +272,6 @@ def proxy_correlations(found: Sweeps, column: str) -> dict[tuple[int, int], floa
         if len(known) > 3:
             out[width, seed] = spearman([a for a, _ in known], [b for _, b in known])
     return out
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation; NaN where one side is constant."""
-    if len(set(a)) < 2 or len(set(b)) < 2:
-        return math.nan
-    first, second = (torch.tensor(_ranks(values), dtype=torch.float64) for values in (a, b))
-    return float(torch.corrcoef(torch.stack([first, second]))[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1, equal values sharing their mean rank."""
-    order = sorted(values)
-    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
 
 
 def _similar(found: Sweeps) -> Claim:

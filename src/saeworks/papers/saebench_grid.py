@@ -6,13 +6,14 @@ one width and seed are trained on one stream, so that nothing but the recipe and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.evals.runner import Data, eval_module, run_evals
+from saeworks.evals.shared.batches import DictionaryLike
 from saeworks.evals.shared.pooling import TextPool
 from saeworks.models.language_model import LanguageModel
 from saeworks.papers import world_grid
@@ -71,24 +72,19 @@ def train(model: LanguageModel, settings: Settings, out: Path) -> dict[str, Dict
 
 
 def measure(
-    model: LanguageModel,
-    settings: Settings,
-    dictionaries: Mapping[str, Dictionary],
-    out: Path,
-    names: Sequence[str],
-    configs: Mapping[str, Any],
+    model: LanguageModel, dictionaries: Mapping[str, DictionaryLike], out: Path, configs: Mapping[str, Any]
 ) -> dict[str, dict[str, Result]]:
-    """Dictionary → eval → result, for the evals named; ``AT_ONCE`` dictionaries share what an eval computes.
+    """Dictionary → eval → result, for the evals of ``configs``; ``AT_ONCE`` dictionaries share what an eval computes.
 
     What ``out`` holds of the same bytes is not measured again, so that a run that was stopped goes on.
     """
     found: dict[str, dict[str, Result]] = {name: {} for name in dictionaries}
     order = list(dictionaries)
-    data = {name: _data(name, model, configs[name]) for name in names}
+    data = {name: _data(name, model, config) for name, config in configs.items()}
     for start in range(0, len(order), AT_ONCE):
         group = {name: dictionaries[name] for name in order[start : start + AT_ONCE]}
         pool = TextPool()
-        for eval_name in names:
+        for eval_name in configs:
             done = run_evals([eval_name], group, model, data[eval_name], out / "results", configs, pool=pool)
             for name, result in done[eval_name].items():
                 found[name][eval_name] = result

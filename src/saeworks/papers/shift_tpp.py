@@ -18,17 +18,16 @@ from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.evals import scr, shift, tpp
 from saeworks.evals.controls import pca, permuted_decoder, random_directions
 from saeworks.evals.oracle import oracle
-from saeworks.evals.runner import Data, run_evals
 from saeworks.evals.shared.batches import DictionaryLike
-from saeworks.evals.shared.pooling import TextPool
 from saeworks.models.language_model import LanguageModel, load_language_model
-from saeworks.papers import world_grid
+from saeworks.papers import saebench_grid, world_grid
 from saeworks.papers.claims import Claim, Reproduction, Rule, Table
 from saeworks.papers.index import PAPERS
-from saeworks.papers.saebench import spearman
 from saeworks.papers.saebench_grid import L0, WEIGHTS
+from saeworks.results.dictionary_table import dictionary_rows
 from saeworks.results.envelope import Result
 from saeworks.results.headlines import headline_values
+from saeworks.results.ranks import spearman
 from saeworks.results.tables import spread, summary
 from saeworks.training.recipes import Recipe, recipe
 
@@ -68,14 +67,13 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
     dictionaries = train(model, settings, out)
     trained = time.monotonic()
     others = controls(model, settings, next(d for d in dictionaries.values() if d.cfg.architecture == "topk"))
-    measured = measure(model, {**dictionaries, **others}, out)
+    results = saebench_grid.measure(model, {**dictionaries, **others}, out, configs())
     found: dict[tuple[str, int, float], list[dict[str, float]]] = {}
-    for name, dictionary in dictionaries.items():
-        metadata = dictionary.cfg.metadata
-        sparsity = metadata["penalty"] if metadata.get("k") is None else metadata["k"]
-        key = (str(metadata["recipe"]), _tokens_of(name), float(sparsity))
-        found.setdefault(key, []).append(measured[name])
-    floor = {name: measured[name] for name in others}
+    for name in dictionaries:
+        row = dictionary_rows(results[name].values())[0]
+        key = (row["architecture"], _tokens_of(name), float(row["setting"]))
+        found.setdefault(key, []).append(_scores(results[name]))
+    floor = {name: _scores(results[name]) for name in others}
     paper = PAPERS["shift_tpp"]
     return Reproduction(
         name=paper.name,
@@ -88,6 +86,11 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
         quick=quick,
         hashes=world_grid.hashes(model),
     )
+
+
+def configs() -> dict[str, Any]:
+    """The evals' configurations: their defaults."""
+    return {"scr": scr.Config(), "tpp": tpp.Config(), "shift": shift.Config()}
 
 
 def train(model: LanguageModel, settings: Settings, out: Path) -> dict[str, Dictionary]:
@@ -120,30 +123,10 @@ def controls(model: LanguageModel, settings: Settings, trained: Dictionary) -> d
     }
 
 
-def measure(
-    model: LanguageModel, dictionaries: Mapping[str, DictionaryLike], out: Path, at_once: int = 12
-) -> dict[str, dict[str, float]]:
-    """Dictionary → its scores; what ``out`` holds of the same bytes is not measured again."""
-    configs: dict[str, Any] = {"scr": scr.Config(), "tpp": tpp.Config(), "shift": shift.Config()}
-    modules: dict[str, Any] = {"scr": scr, "tpp": tpp, "shift": shift}
-    data = {name: Data(own={name: modules[name].default_data(model, configs[name])}) for name in configs}
-    values: dict[str, list[Result]] = {name: [] for name in dictionaries}
-    order = list(dictionaries)
-    for start in range(0, len(order), at_once):
-        group = {name: dictionaries[name] for name in order[start : start + at_once]}
-        pool = TextPool()
-        for eval_name in configs:
-            done = run_evals([eval_name], group, model, data[eval_name], out / "results", configs, pool=pool)[eval_name]
-            for name, result in done.items():
-                values[name].append(result)
-    return {name: _scores(results) for name, results in values.items()}
-
-
-def _scores(results: Sequence[Result]) -> dict[str, float]:
-    found = {column: value for column, value in headline_values(results).items() if column in SCORES}
-    by_type = {result.eval_type_id: result for result in results}
+def _scores(results: Mapping[str, Result]) -> dict[str, float]:
+    found = {column: value for column, value in headline_values(results.values()).items() if column in SCORES}
     for part in ("intended", "unintended"):
-        found[part] = by_type["tpp"].metric("tpp_metrics", f"tpp_threshold_20_{part}_diff_only")
+        found[part] = results["tpp"].metric("tpp_metrics", f"tpp_threshold_20_{part}_diff_only")
     return {column: float(value) for column, value in found.items() if value is not None}
 
 

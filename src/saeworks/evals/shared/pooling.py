@@ -213,20 +213,6 @@ class TextPool:
             self._shelves.popitem(last=False)
 
 
-def pool_texts(
-    dictionaries: Mapping[str, DictionaryLike],
-    model: LanguageModel,
-    documents: Sequence[Document],
-    context_length: int = 128,
-    batch_size: int = 64,
-    site: str | None = None,
-    description: str = "pooling",
-    mask: TokenMask = KEPT,
-) -> PooledTexts:
-    """:meth:`TextPool.pool` with nothing kept for later."""
-    return TextPool().pool(dictionaries, model, documents, context_length, batch_size, site, description, mask)
-
-
 def _way(model: LanguageModel, context_length: int, mask: TokenMask) -> dict[str, Any]:
     """What pooled activations depend on beside site and text."""
     config = getattr(model.module, "config", None)
