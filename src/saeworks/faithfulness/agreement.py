@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from saeworks.errors import InputError
-from saeworks.faithfulness.rates import wilson
+from saeworks.faithfulness.intervals import wilson
 from saeworks.faithfulness.records import Judged, Reading
 from saeworks.runtime import derive_seed
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from saeworks.faithfulness.counts import MANY_UNKNOWN, Counts
 from saeworks.faithfulness.criterion import GroupVerdict, Rule, Scored
+from saeworks.faithfulness.intervals import DRAWS, SEED, Interval, interval_of, resampled, wilson
 from saeworks.results.envelope import Result, provenance
 
-DRAWS, SEED = 10_000, 42  # of the published intervals
-FEW_GROUPS, FEW_WITH_FLAGS = 10, 5  # below these, the interval is narrower than it says
+FEW_GROUPS = 5  # Student's quantiles for so few are large
+FEW_WITH_FLAGS = 3  # below it, the rate rests on one or two groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Rate:
 
     Attributes:
         rate: flagged / pairs, NaN without a pair. ci95: its interval, None without a pair. interval: how that was made,
-            ``groups`` (template groups resampled) or ``pairs`` (Wilson's score interval).
+            from the ``groups`` or from the ``pairs``, see :func:`saeworks.faithfulness.intervals.interval_of`.
+            ci95_resampled: the interval as published.
         pairs, flagged: counts. unscored_pairs: pairs without a verdict. groups: scored ones; groups_left_out: others.
         responses: judged ones. unknown, refused, failed, missing: shares of them; refused and failed count as unknown,
             missing are NO of which the judge left open whether it means equality.
@@ -37,8 +39,9 @@ class Rate:
 
     model: str
     rate: float
-    ci95: tuple[float, float] | None
+    ci95: Interval | None
     interval: str
+    ci95_resampled: Interval | None
     pairs: int
     flagged: int
     unscored_pairs: int
@@ -77,12 +80,13 @@ def _rate(model: str, groups: Sequence[GroupVerdict], by: Rule, draws: int, seed
     n = sum(one.n for one in every)
     answered = [one for group in used for one in group.counts]
     accuracies = [float(one.p_correct(by.p_yes(one))) for one in answered]
-    ci95, interval = interval_of(flagged, pairs, draws, seed)
+    ci95, interval = interval_of(flagged, pairs)
     rate = Rate(
         model=model,
         rate=found / total if total else math.nan,
         ci95=ci95,
         interval=interval,
+        ci95_resampled=resampled(flagged, pairs, draws, seed),
         pairs=total,
         flagged=found,
         unscored_pairs=sum(group.unscored_pairs for group in groups),
@@ -123,40 +127,20 @@ def _warnings(rate: Rate, groups: Sequence[GroupVerdict], with_flags: int) -> li
         )
     if rate.unscored_pairs:
         told.append(f"{rate.unscored_pairs} pairs have no verdict and are in neither part of the rate.")
-    if rate.pairs and rate.groups < FEW_GROUPS:
-        told.append(f"{rate.groups} template groups are few: the interval is narrower than 95 % coverage needs.")
+    if rate.groups > 1 and rate.flagged in (0, rate.pairs):
+        low, high = wilson(rate.flagged, rate.pairs)
+        which = "All" if rate.flagged else "No"
+        told.append(
+            f"{which} pairs are flagged, so that the interval counts the {rate.groups} groups "
+            f"as one each; if pairs of one group were independent it would be {low:.2%} to {high:.2%}."
+        )
+    elif rate.groups == 1:
+        told.append("There is one template group; the interval is that of its pairs and not of other properties.")
+    elif 1 < rate.groups < FEW_GROUPS:
+        told.append(f"{rate.groups} template groups are few; more properties would make the interval narrower.")
     elif rate.flagged and with_flags < FEW_WITH_FLAGS:
-        told.append(f"All flagged pairs lie in {with_flags} groups: the interval is narrower than 95 % coverage needs.")
+        told.append(f"All flagged pairs lie in {with_flags} of {rate.groups} template groups; the rate rests on them.")
     return told
-
-
-def interval_of(
-    flagged: Sequence[int], pairs: Sequence[int], draws: int = DRAWS, seed: int = SEED
-) -> tuple[tuple[float, float] | None, str]:
-    """The 95 % interval of sum(flagged) / sum(pairs), and how it was made.
-
-    Template groups are resampled with replacement (``groups``), as published: pairs of one group share its tendency.
-    With one group, or with nothing or everything flagged, resampling says nothing; the interval is then Wilson's over
-    pairs (``pairs``), which takes them for independent.
-    """
-    total = sum(pairs)
-    if not total:
-        return None, "pairs"
-    if len(pairs) < 2 or sum(flagged) in (0, total):
-        return wilson(sum(flagged), total), "pairs"
-    draw = np.random.default_rng(seed).integers(len(pairs), size=(draws, len(pairs)))
-    above, below = np.asarray(flagged)[draw].sum(axis=1), np.asarray(pairs)[draw].sum(axis=1)
-    values = above[below > 0] / below[below > 0]
-    low, high = np.percentile(values, [2.5, 97.5]).tolist()
-    return (float(low), float(high)), "groups"
-
-
-def wilson(found: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a share, ``z`` standard deviations wide on either side."""
-    share = found / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return (max(0.0, centre - half) if found else 0.0), (min(1.0, centre + half) if found < total else 1.0)
 
 
 def group_table(scored: Scored) -> list[dict[str, Any]]:
@@ -215,7 +199,11 @@ def result_of(scored: Scored, rate: Rate, hashes: Mapping[str, str], unstructure
         },
         eval_result_metrics={"faithfulness": {name: getattr(rate, name) for name in numbers}},
         eval_result_details=[row for row in group_table(scored) if row["model"] == rate.model],
-        eval_result_unstructured={"warnings": list(rate.warnings), "more": unstructured},
+        eval_result_unstructured={
+            "warnings": list(rate.warnings),
+            "ci95_resampled": rate.ci95_resampled,
+            "more": unstructured,
+        },
         sae_lens_id=rate.model,
         sae_lens_release_id="cot",
         seed=SEED,

@@ -10,7 +10,8 @@ import numpy as np
 
 from saeworks.errors import InputError
 from saeworks.faithfulness.criterion import Scored
-from saeworks.faithfulness.rates import rates, wilson
+from saeworks.faithfulness.intervals import wilson
+from saeworks.faithfulness.rates import rates
 from saeworks.faithfulness.records import Judged
 from saeworks.results.ranks import spearman
 

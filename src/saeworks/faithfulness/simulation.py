@@ -6,7 +6,6 @@ some template groups a lean to YES or NO, which moves both to the same side. Onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from saeworks.errors import InputError
 from saeworks.faithfulness.criterion import RULES, Rule
-from saeworks.faithfulness.rates import interval_of
+from saeworks.faithfulness.intervals import interval_of, resampled
 from saeworks.faithfulness.sensitivity import flags
 
 Counts3 = NDArray[np.int64]
@@ -73,22 +72,16 @@ class SimulatedModel:
         return float(np.mean(found)) / (self.groups * self.pairs)
 
 
-def coverage_of_interval(
-    model: SimulatedModel,
-    seed: int,
-    repetitions: int = 200,
-    draws: int = 400,
-    step: Callable[[], object] = lambda: None,
-) -> float:
-    """How often the 95 % interval of one experiment holds the rate of the model. ``step`` is called after each."""
+def coverage_of_interval(model: SimulatedModel, seed: int, repetitions: int = 200, published: bool = False) -> float:
+    """How often the 95 % interval of one experiment holds the rate of the model; ``published`` resamples groups."""
     truth = model.rate(seed + 1)
     random = np.random.default_rng(seed)
     held = 0
     for _ in range(repetitions):
         found = model.flagged(model.draw(random))
-        ci95, _ = interval_of(found.tolist(), [model.pairs] * model.groups, draws)
+        flagged, pairs = found.tolist(), [model.pairs] * model.groups
+        ci95 = resampled(flagged, pairs, draws=400) if published else interval_of(flagged, pairs)[0]
         held += ci95 is not None and ci95[0] <= truth <= ci95[1]
-        step()
     return held / repetitions
 
 
