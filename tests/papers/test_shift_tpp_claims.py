@@ -64,3 +64,16 @@ def test_nothing_is_said_about_seeds_when_there_is_one() -> None:
     made = {key: seeds[:1] for key, seeds in cells().items()}
     assert shift_tpp.discrimination(made, "scr_20") is None
     assert verdicts(made)[-1] is None
+
+
+def test_scores_by_the_number_of_latents_removed_are_means_of_the_longest_runs() -> None:
+    made = cells()
+    for (name, tokens, sparsity), seeds in made.items():
+        for measures in seeds:
+            for removed in shift_tpp.REMOVED:
+                measures[f"removed_{removed}"] = removed + sparsity + (100 if tokens == 100 else 0)
+    floor = {"control_pca": {f"removed_{removed}": float(removed) for removed in shift_tpp.REMOVED}}
+    table = shift_tpp.removed_table(made, floor)
+    assert table.head == ("", "2", "5", "10", "20", "50")
+    assert table.rows[0] == ("relu_april", "14.000", "17.000", "22.000", "32.000", "62.000")
+    assert table.rows[-1] == ("control_pca", "2.000", "5.000", "10.000", "20.000", "50.000")

@@ -35,6 +35,8 @@ STANDARD = "relu_april"
 RECIPES = (STANDARD, "topk", "jumprelu")
 SCORES = ("scr_20", "shift_20", "tpp_20")
 NAMES = {"scr_20": "SCR", "shift_20": "SHIFT with a judge", "tpp_20": "TPP"}
+#: Numbers of latents removed of which SCR is shown: at 20 it may be past its best.
+REMOVED = (2, 5, 10, 20, 50)
 #: (recipe, tokens trained on, sparsity) -> the measures of every seed.
 Cells = Mapping[tuple[str, int, float], Sequence[Mapping[str, float]]]
 
@@ -80,7 +82,7 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
         title=paper.title,
         source=paper.source,
         claims=claims(found, floor),
-        tables=(table(found), control_table(floor)),
+        tables=(table(found), control_table(floor), removed_table(found, floor)),
         settings={**asdict(settings), "model": "world", "aimed_l0": L0[: settings.l0], "weights": WEIGHTS[STANDARD]},
         seconds={"training": trained - started, "measuring": time.monotonic() - trained},
         quick=quick,
@@ -125,6 +127,8 @@ def controls(model: LanguageModel, settings: Settings, trained: Dictionary) -> d
 
 def _scores(results: Mapping[str, Result]) -> dict[str, float]:
     found = {column: value for column, value in headline_values(results.values()).items() if column in SCORES}
+    for removed in REMOVED:
+        found[f"removed_{removed}"] = results["scr"].metric("scr_metrics", f"scr_metric_threshold_{removed}")
     for part in ("intended", "unintended"):
         found[part] = results["tpp"].metric("tpp_metrics", f"tpp_threshold_20_{part}_diff_only")
     return {column: float(value) for column, value in found.items() if value is not None}
@@ -261,3 +265,12 @@ def control_table(floor: Mapping[str, Mapping[str, float]]) -> Table:
     columns = (*SCORES, "intended", "unintended")
     rows = tuple((name, *(f"{values[c]:.3f}" for c in columns)) for name, values in floor.items())
     return Table("Controls", ("control", *columns), rows)
+
+
+def removed_table(cells: Cells, floor: Mapping[str, Mapping[str, float]]) -> Table:
+    """SCR by the number of latents removed: the longest trained, mean over sparsities and seeds, and the controls."""
+    last = max(tokens for _, tokens, _ in cells)
+    means = {name: [mean(_by_seed(cells, name, last, f"removed_{removed}")) for removed in REMOVED] for name in RECIPES}
+    means |= {name: [values[f"removed_{removed}"] for removed in REMOVED] for name, values in floor.items()}
+    rows = tuple((name, *(f"{value:.3f}" for value in values)) for name, values in means.items())
+    return Table("SCR by the number of latents removed", ("", *map(str, REMOVED)), rows)
