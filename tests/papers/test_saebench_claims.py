@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from saeworks.papers import saebench
-from saeworks.papers.saebench_grid import BY_L0, L0, QUICK, WEIGHTS, Settings, cells
+from saeworks.papers.saebench_grid import BY_L0, L0, QUICK, REMOVED, WEIGHTS, Settings, cells
 from saeworks.results.ranks import spearman
 
 RECIPES = (*WEIGHTS, *BY_L0)
@@ -108,3 +108,15 @@ def test_the_grid_is_what_was_asked_for() -> None:
     assert len(made) == 24
     assert len(cells(QUICK)) == 16
     assert {recipe.sparsity for recipe, _ in made if recipe.name in WEIGHTS} == {"coefficient"}
+
+
+def test_scores_by_the_number_of_latents_removed_are_compared_by_width() -> None:
+    made = rows()
+    for row in made:
+        nested = row["architecture"] == saebench.NESTED
+        row |= {f"scr_{n}": 0.5 + (n / 100 if nested else 0) + row["seed"] / 1000 for n in REMOVED}
+    table = saebench.removed_table(saebench.by_sweep(made))
+    assert table.head == ("width", "scr_2", "scr_5", "scr_10", "scr_20", "scr_50")
+    assert [row[0] for row in table.rows] == ["1,024", "4,096"]
+    assert table.rows[0][1] == "0.020 (0.020–0.020)"
+    assert table.rows[1][5] == "0.500 (0.500–0.500)"

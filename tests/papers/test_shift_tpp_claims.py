@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saeworks.papers import shift_tpp
+from saeworks.papers.saebench_grid import REMOVED
 
 Cells = dict[tuple[str, int, float], list[dict[str, float]]]
 FLOOR = {
@@ -68,11 +69,11 @@ def test_nothing_is_said_about_seeds_when_there_is_one() -> None:
 
 def test_scores_by_the_number_of_latents_removed_are_means_of_the_longest_runs() -> None:
     made = cells()
-    for (name, tokens, sparsity), seeds in made.items():
+    for (_, tokens, sparsity), seeds in made.items():
         for measures in seeds:
-            for removed in shift_tpp.REMOVED:
-                measures[f"removed_{removed}"] = removed + sparsity + (100 if tokens == 100 else 0)
-    floor = {"control_pca": {f"removed_{removed}": float(removed) for removed in shift_tpp.REMOVED}}
+            for removed in REMOVED:
+                measures[f"scr_{removed}"] = removed + sparsity + (100 if tokens == 100 else 0)
+    floor = {"control_pca": {f"scr_{removed}": float(removed) for removed in REMOVED}}
     table = shift_tpp.removed_table(made, floor)
     assert table.head == ("", "2", "5", "10", "20", "50")
     assert table.rows[0] == ("relu_april", "14.000", "17.000", "22.000", "32.000", "62.000")

@@ -24,6 +24,7 @@ from saeworks.models.language_model import load_language_model
 from saeworks.papers import saebench_grid, world_grid
 from saeworks.papers.claims import Claim, Reproduction, Rule, Table
 from saeworks.papers.index import PAPERS
+from saeworks.papers.saebench_grid import REMOVED
 from saeworks.results.comparison import Sweep, common_range, sweeps
 from saeworks.results.dictionary_table import Row, dictionary_rows
 from saeworks.results.headlines import headline
@@ -63,14 +64,16 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
     trained = time.monotonic()
     chosen = configs(settings.grid.eval_tokens)
     found = saebench_grid.measure(model, dictionaries, out, chosen)
-    rows = dictionary_rows(result for results in found.values() for result in results.values())
+    rows = [
+        dictionary_rows(results.values())[0] | saebench_grid.by_removed(results["scr"]) for results in found.values()
+    ]
     paper = PAPERS["saebench"]
     return Reproduction(
         name=paper.name,
         title=paper.title,
         source=paper.source,
         claims=claims(by_sweep(rows)),
-        tables=(table(rows), proxies_table(by_sweep(rows))),
+        tables=(table(rows), removed_table(by_sweep(rows)), proxies_table(by_sweep(rows))),
         settings={**settings.as_json(), "model": "world"},
         seconds={"training": trained - started, "measuring": time.monotonic() - trained},
         quick=quick,
@@ -86,7 +89,7 @@ def by_sweep(rows: Sequence[Row]) -> Sweeps:
     return {
         kind: {
             column: made[0]
-            for column in SHOWN
+            for column in (*SHOWN, *(f"scr_{removed}" for removed in REMOVED))
             if column != "l0" and any(column in row for row in group)
             if (made := sweeps(group, column, ("architecture", "width", "seed")))
         }
@@ -96,7 +99,7 @@ def by_sweep(rows: Sequence[Row]) -> Sweeps:
 
 def good(column: str, value: float) -> float:
     """A score turned so that more is better (1 − absorption)."""
-    return 1 - value if headline(column).better < 0 else value
+    return 1 - value if column in SHOWN and headline(column).better < 0 else value
 
 
 def over_common_l0(first: Sweep, *others: Sweep) -> list[float] | None:
@@ -316,6 +319,17 @@ def _cell(values: Sequence[float | None], digits: int) -> str:
     if not known:
         return "–"
     return spread(spread_of(known), digits) if len(known) > 1 else f"{known[0]:.{digits}f}"
+
+
+def removed_table(found: Sweeps) -> Table:
+    """SCR of Matryoshka minus that of BatchTopK by the number of latents removed."""
+    columns = [f"scr_{removed}" for removed in REMOVED]
+    widths = sorted({width for _, width, _ in found})
+    rows: list[tuple[str, ...]] = []
+    for width in widths:
+        values = [differences(found, NESTED, PLAIN, column).get(width, []) for column in columns]
+        rows.append((f"{width:,}", *(_cell(one, 3) for one in values)))
+    return Table("SCR by the number of latents removed, Matryoshka − BatchTopK", ("width", *columns), tuple(rows))
 
 
 def proxies_table(found: Sweeps) -> Table:

@@ -30,6 +30,8 @@ WEIGHTS = {
 }
 BY_L0 = ("jumprelu", "topk", "batch_topk", "matryoshka_batch_topk")
 L0 = (8.0, 16.0, 32.0)
+#: Numbers of latents removed by which SCR is shown: with the 20 of the paper's figures it may be past its best.
+REMOVED = (2, 5, 10, 20, 50)
 #: How many dictionaries one pass of the evals holds.
 AT_ONCE = 12
 
@@ -89,6 +91,11 @@ def measure(
             for name, result in done[eval_name].items():
                 found[name][eval_name] = result
     return found
+
+
+def by_removed(scr: Result) -> dict[str, float]:
+    """``scr_N`` → the score with N latents removed."""
+    return {f"scr_{n}": scr.metric("scr_metrics", f"scr_metric_threshold_{n}") for n in REMOVED}
 
 
 def _data(name: str, model: LanguageModel, config: Any) -> Data:

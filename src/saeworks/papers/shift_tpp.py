@@ -23,7 +23,7 @@ from saeworks.models.language_model import LanguageModel, load_language_model
 from saeworks.papers import saebench_grid, world_grid
 from saeworks.papers.claims import Claim, Reproduction, Rule, Table
 from saeworks.papers.index import PAPERS
-from saeworks.papers.saebench_grid import L0, WEIGHTS
+from saeworks.papers.saebench_grid import L0, REMOVED, WEIGHTS
 from saeworks.results.dictionary_table import dictionary_rows
 from saeworks.results.envelope import Result
 from saeworks.results.headlines import headline_values
@@ -35,8 +35,6 @@ STANDARD = "relu_april"
 RECIPES = (STANDARD, "topk", "jumprelu")
 SCORES = ("scr_20", "shift_20", "tpp_20")
 NAMES = {"scr_20": "SCR", "shift_20": "SHIFT with a judge", "tpp_20": "TPP"}
-#: Numbers of latents removed of which SCR is shown: at 20 it may be past its best.
-REMOVED = (2, 5, 10, 20, 50)
 #: (recipe, tokens trained on, sparsity) -> the measures of every seed.
 Cells = Mapping[tuple[str, int, float], Sequence[Mapping[str, float]]]
 
@@ -127,8 +125,7 @@ def controls(model: LanguageModel, settings: Settings, trained: Dictionary) -> d
 
 def _scores(results: Mapping[str, Result]) -> dict[str, float]:
     found = {column: value for column, value in headline_values(results.values()).items() if column in SCORES}
-    for removed in REMOVED:
-        found[f"removed_{removed}"] = results["scr"].metric("scr_metrics", f"scr_metric_threshold_{removed}")
+    found |= saebench_grid.by_removed(results["scr"])
     for part in ("intended", "unintended"):
         found[part] = results["tpp"].metric("tpp_metrics", f"tpp_threshold_20_{part}_diff_only")
     return {column: float(value) for column, value in found.items() if value is not None}
@@ -270,7 +267,7 @@ def control_table(floor: Mapping[str, Mapping[str, float]]) -> Table:
 def removed_table(cells: Cells, floor: Mapping[str, Mapping[str, float]]) -> Table:
     """SCR by the number of latents removed: the longest trained, mean over sparsities and seeds, and the controls."""
     last = max(tokens for _, tokens, _ in cells)
-    means = {name: [mean(_by_seed(cells, name, last, f"removed_{removed}")) for removed in REMOVED] for name in RECIPES}
-    means |= {name: [values[f"removed_{removed}"] for removed in REMOVED] for name, values in floor.items()}
+    means = {name: [mean(_by_seed(cells, name, last, f"scr_{removed}")) for removed in REMOVED] for name in RECIPES}
+    means |= {name: [values[f"scr_{removed}"] for removed in REMOVED] for name, values in floor.items()}
     rows = tuple((name, *(f"{value:.3f}" for value in values)) for name, values in means.items())
     return Table("SCR by the number of latents removed", ("", *map(str, REMOVED)), rows)
