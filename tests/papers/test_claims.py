@@ -74,3 +74,10 @@ def test_a_reproduction_is_written_as_json_and_markdown(tmp_path: Path) -> None:
     assert "2. every value below 0.05. One child of nine." in text
     assert "| topk | 0.5 |" in text
     assert "quick" in text
+
+
+def test_seeds_in_which_a_value_is_not_defined_are_counted_and_speak_against_the_claim() -> None:
+    claim = Claim("s", "p", "q", {"": [0.5, math.nan, 0.7]}, Rule(low=0.0), digits=1)
+    assert claim.here == "0.6 (0.5–0.7), undefined in 1 of 3"
+    assert claim.holds is False
+    assert Claim("s", "p", "q", {"": [math.nan]}, Rule(low=0.0)).here == "–, undefined in 1 of 1"

@@ -47,6 +47,8 @@ def pairs(**changes: float) -> list[dict[str, dict[str, float]]]:
     good |= {"refused_pushed": 0.7, "refused_random": 0.0, "turned_pushed": 0.5, "turned_random": 0.1}
     good |= {f"best_f1_{name}": 0.8 for name in diffing_world.NAMED}
     good |= {f"any_f1_{name}": 0.8 for name in diffing_world.NAMED}
+    holding = ("relative", "nu_error", "nu_reconstruction")
+    good |= {f"{key}_{name}": 0.1 for name in diffing_world.NAMED for key in holding}
     l1 = good | {"chat_only": 18.0, "best_over_worst_scaling_first": 0.6, "best_over_worst_norm_first": 0.4}
     return [{"batch_topk": good | changes, "l1": l1} for _ in range(2)]
 
@@ -85,6 +87,7 @@ def test_tables_have_a_row_per_recipe() -> None:
     assert [row[0] for row in table.rows] == ["batch_topk", "l1"]
     assert all(len(row) == len(table.head) for row in table.rows)
     assert len(diffing.bench_table(bench()).rows) == 2
+    assert [row[0] for row in diffing.named_table(pairs()).rows] == list(diffing_world.NAMED)
 
 
 def label(concept: str, f1: float) -> dict[str, object]:
@@ -106,6 +109,16 @@ def test_precision_and_recall_against_the_world() -> None:
     assert two == pytest.approx(2 * one) != 0.0
     assert diffing_world.best_f1(labels, every, ["chat/joke"]) == 0.6
     assert diffing_world.best_f1(labels, every, ["chat/self"]) == 0.0
+
+
+def test_latents_that_stand_for_a_concept_come_best_first() -> None:
+    labels = [[label("a", 0.6), label("b", 0.9)], [label("b", 0.4)], [label("a", 0.8)], [label("a", 0.6)], []]
+    every = torch.arange(5)
+    assert diffing_world.standing_for(labels, every, ["a"], 2) == [2, 0]
+    assert diffing_world.standing_for(labels, every, ["a"], 9) == [2, 0, 3]
+    assert diffing_world.standing_for(labels, every, ["a", "b"], 1) == [0]
+    assert diffing_world.standing_for(labels, torch.tensor([1, 4]), ["b"], 3) == []
+    assert diffing_world.standing_for(labels, torch.tensor([1, 4]), ["b"], 3, 0.0) == [1]
 
 
 def test_what_a_push_does_is_judged_by_the_answers() -> None:

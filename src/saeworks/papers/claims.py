@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,11 +85,16 @@ class Claim:
     def here(self) -> str:
         """The values: mean, least and greatest of every group."""
         shown = [
-            f"{group}: {spread(spread_of(values), self.digits)}" if group else spread(spread_of(values), self.digits)
+            f"{group}: {self._shown(values)}" if group else self._shown(values)
             for group, values in self.values.items()
             if values
         ]
         return "; ".join(shown) or "not measured"
+
+    def _shown(self, values: Sequence[float]) -> str:
+        undefined = sum(map(math.isnan, values))
+        rest = f", undefined in {undefined} of {len(values)}" if undefined else ""
+        return spread(spread_of(values), self.digits) + rest
 
     def row(self) -> dict[str, str]:
         """The claim as a row of the table that is printed."""

@@ -24,6 +24,7 @@ SETTINGS, QUICK = world.Settings(), world.QUICK
 QUICK_STEPS = 1500
 L1, TOPK = "l1", "batch_topk"
 BENCH = ("l1_sum", "batch_topk")
+PUSHES = f"largest share {{}} of {world.PUSHED} candidates, minus that of as many other directions pushed as far"
 # By seed, configuration → measures.
 Bench = Sequence[Mapping[str, Measured]]
 Pairs = Sequence[Mapping[str, Mapping[str, float]]]
@@ -50,6 +51,7 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
             bench_table(synthetic),
             world_table(found, "What is found", FOUND),
             world_table(found, "Causes", CAUSES),
+            named_table(found),
         ),
         settings={**settings.as_json(), "bench_steps": steps, "models": ["world", "world:chat"]},
         seconds={"bench": clock[1] - clock[0], "world": clock[2] - clock[1]},
@@ -198,16 +200,16 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
             "Answers of the embedded model are short: its first 3 tokens stand for the paper's first 9.",
         ),
         Claim(
-            "Embedded pair: pushing the refusal latent makes the chat model refuse harmless requests",
+            "Embedded pair: pushing a refusal latent makes the chat model refuse harmless requests",
             "shown by example",
-            "share refused, minus that under another direction pushed as far",
+            PUSHES.format("refused"),
             _gain(found, "refused_pushed", "refused_random", TOPK),
             Rule(low=0.2),
         ),
         Claim(
-            "Embedded pair: pushing the false-information latent turns the chat model's verdict on statements",
+            "Embedded pair: pushing a false-information latent turns the chat model's verdict on statements",
             "shown by example",
-            "share turned, minus that under another direction pushed as far",
+            PUSHES.format("turned"),
             _gain(found, "turned_pushed", "turned_random", TOPK),
             Rule(low=0.2),
             "A verdict counts as turned when the answer still ends in one, the opposite one.",
@@ -268,10 +270,25 @@ CAUSES = {
     "best_over_worst_scaling_first": "first 3: by scaling",
     "best_over_worst_norm_first": "first 3: by norm",
     "refused_pushed": "refuses, pushed",
-    "refused_random": "refuses, other push",
+    "refused_random": "refuses, other pushes",
     "turned_pushed": "turns, pushed",
-    "turned_random": "turns, other push",
+    "turned_random": "turns, other pushes",
 }
+
+
+def named_table(found: Pairs) -> Table:
+    """The latent of BatchTopK that matches each named concept best, among all: mean, least and greatest of the seeds."""
+    columns = {
+        "any_f1": "F1",
+        "relative": "norm difference",
+        "nu_error": "nu of the error",
+        "nu_reconstruction": "nu of the reconstruction",
+    }
+    rows: list[tuple[str, ...]] = []
+    for name in world.NAMED:
+        spreads = summary([{c: seed[TOPK][f"{c}_{name}"] for c in columns} for seed in found])
+        rows.append((name, *(spread(spreads[c], 2) for c in columns)))
+    return Table("Embedded pair: the best latents of the named concepts", ("concept", *columns.values()), tuple(rows))
 
 
 def world_table(found: Pairs, title: str, columns: Mapping[str, str]) -> Table:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,8 +47,12 @@ NAMED = {
 }
 # Multiples of a latent's largest activation that it is pushed by.
 STRENGTHS = (0.5, 1.0)
+# Where the base may hold a latent that looks new.
+HOLDING: tuple[Literal["error", "reconstruction"], ...] = ("error", "reconstruction")
 # F1 from which a latent counts as standing for a concept.
 FOUND = 0.5
+# Candidates of a concept that are pushed: one may tell a topic, another make the answer.
+PUSHED = 3
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def train(pair: Pair, settings: Settings, seed: int, directory: Path) -> dict[st
 
 def measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
     """Everything of one dictionary, read from ``path`` where it was measured before with the same settings."""
-    key = sha256_json([3, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
+    key = sha256_json([4, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
     if path.is_file():
         saved = read_json(path)
         if saved.get("key") == key:
@@ -169,8 +172,9 @@ def _measured(pair: Pair, settings: Settings, dictionary: Dictionary) -> dict[st
         "recall_genuine": recall(labels, genuine),
         **{f"best_f1_{name}": best_f1(labels, genuine, names) for name, names in NAMED.items()},
         **{f"any_f1_{name}": best_f1(labels, torch.arange(len(labels)), names) for name, names in NAMED.items()},
+        **{f"{key}_{name}": value for name in NAMED for key, value in held(latents, labels, NAMED[name]).items()},
         **_kl(patched),
-        **effects(pair, settings, dictionary, latents, labels, genuine),
+        **effects(pair, settings, dictionary, latents, labels, candidates),
     }
 
 
@@ -211,6 +215,15 @@ def best_f1(labels: Labels, latents: Tensor, names: Sequence[str]) -> float:
     return max((row["f1"] for i in latents.tolist() for row in labels[i] if row["concept"] in names), default=0.0)
 
 
+def held(latents: Measured, labels: Labels, names: Sequence[str]) -> dict[str, float]:
+    """How much the base holds of the latent that matches one of the concepts best, whatever its norms are."""
+    best = standing_for(labels, torch.arange(len(labels)), names, 1, 0.0)
+    if not best:
+        return dict.fromkeys(("relative", "nu_error", "nu_reconstruction"), math.nan)
+    ratios = {f"nu_{target}": float(latents.scaling.ratio(target).value[best[0]]) for target in HOLDING}
+    return {"relative": float(latents.relative()[best[0]]), **ratios}
+
+
 def _is_leaf(name: str) -> bool:
     return not any(other.startswith(name + "/") for other in concepts())
 
@@ -249,13 +262,13 @@ def _kl(found: PatchedKL) -> dict[str, float]:
 
 
 def effects(
-    pair: Pair, settings: Settings, dictionary: Dictionary, latents: Measured, labels: Labels, genuine: Tensor
+    pair: Pair, settings: Settings, dictionary: Dictionary, latents: Measured, labels: Labels, candidates: Tensor
 ) -> dict[str, float]:
-    """What pushing the latents that stand for refusal and for false information does to answers.
+    """What pushing the candidates that stand for refusal and for false information does to answers.
 
     ``refused_pushed``: share of harmless requests that are refused under the push; ``turned_pushed``: share of
-    statements on which the verdict turns into the opposite one, and is still a verdict. ``…_random``: the same for the
-    direction of another latent, pushed as far. The larger of the shares at two strengths, for both.
+    statements on which the verdict turns into the opposite one, and is still a verdict. ``…_random``: the same for as
+    many directions of other latents, pushed as far. Both are the largest share over latents and strengths.
     """
     harmless = _requests(("answer/fact", "answer/howto", "answer/people"), settings.requests)
     statements = _requests(("acceptance", "correction"), settings.requests)
@@ -266,19 +279,16 @@ def effects(
     ):
         judge = _refused if name == "refused" else _turned
         plain = replies(pair.chat, asked)
-        latent = _best_latent(labels, genuine, names)
-        out |= {f"{name}_pushed": math.nan, f"{name}_random": math.nan}
-        if latent is None:
-            continue
-        vector = vector_of(dictionary, latent, float(latents.statistics.maximum()[latent]))
-        draw = generator(settings.seeds, "another direction", latent)
-        other = dictionary.source(1)[1][int(torch.randint(dictionary.cfg.d_sae, (1,), generator=draw))].float()
-        for what, push in (("pushed", vector), ("random", other / other.norm() * vector.norm())):
-            shares: list[float] = []
-            for strength in STRENGTHS:
-                said = replies(pair.chat, asked, [Push(settings.site, push * strength)])
-                shares.append(sum(judge(a, b) for a, b in zip(plain, said, strict=True)) / len(asked))
-            out[f"{name}_{what}"] = max(shares)
+        shares: dict[str, list[float]] = {"pushed": [], "random": []}
+        for latent in standing_for(labels, candidates, names, PUSHED):
+            vector = vector_of(dictionary, latent, float(latents.statistics.maximum()[latent]))
+            draw = generator(settings.seeds, "another direction", latent)
+            other = dictionary.source(1)[1][int(torch.randint(dictionary.cfg.d_sae, (1,), generator=draw))].float()
+            for what, push in (("pushed", vector), ("random", other / other.norm() * vector.norm())):
+                for strength in STRENGTHS:
+                    said = replies(pair.chat, asked, [Push(settings.site, push * strength)])
+                    shares[what].append(sum(judge(a, b) for a, b in zip(plain, said, strict=True)) / len(asked))
+        out |= {f"{name}_{what}": max(found, default=math.nan) for what, found in shares.items()}
     return out
 
 
@@ -296,8 +306,8 @@ def _requests(kinds: Sequence[str], count: int) -> list[list[Message]]:
     return [[{"role": "user", "content": one.request}] for one in exchanges(kinds, "validation", count)]
 
 
-def _best_latent(labels: Labels, latents: Tensor, names: Sequence[str]) -> int | None:
-    """The latent that stands best for one of the concepts."""
-    scores = {i: max((r["f1"] for r in labels[i] if r["concept"] in names), default=0.0) for i in latents.tolist()}
-    best, score = max(scores.items(), key=itemgetter(1), default=(None, 0.0))
-    return best if score > 0 else None
+def standing_for(labels: Labels, latents: Tensor, names: Sequence[str], most: int, least: float = FOUND) -> list[int]:
+    """The latents that match one of the concepts best, at most so many, each with an F1 of at least ``least``."""
+    scores = {i: best_f1(labels, torch.tensor([i]), names) for i in latents.tolist()}
+    order = sorted(scores, key=lambda i: (-scores[i], i))
+    return [i for i in order[:most] if scores[i] >= least and scores[i] > 0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 Spread = dict[str, float]  # mean, min, max
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Mean and range of one measure over the seeds."""
-    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+    """Mean and range of one measure over the seeds in which it is defined; NaN where it is in none."""
+    known = [value for value in values if not math.isnan(value)] or [math.nan]
+    return {"mean": sum(known) / len(known), "min": min(known), "max": max(known)}
 
 
 def summary(values: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
@@ -18,7 +20,9 @@ def summary(values: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
 
 
 def spread(value: Spread, digits: int = 3) -> str:
-    """``mean (least–greatest)``."""
+    """``mean (least–greatest)``; a dash for NaN."""
+    if math.isnan(value["mean"]):
+        return "–"
     return f"{value['mean']:.{digits}f} ({value['min']:.{digits}f}–{value['max']:.{digits}f})"
 
 
