@@ -277,7 +277,7 @@ CAUSES = {
 
 
 def named_table(found: Pairs) -> Table:
-    """The latent of BatchTopK that matches each named concept best, among all: mean, least and greatest of the seeds."""
+    """The latent of BatchTopK that matches each named concept best: mean, least and greatest of the seeds."""
     columns = {
         "any_f1": "F1",
         "relative": "norm difference",
