@@ -88,13 +88,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; ``InputError`` when it is missing or damaged."""
+    """Read a JSON file, with or without a byte order mark; ``InputError`` when it is missing or damaged."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as e:
         raise InputError(f"'{path}' does not exist; check the path.") from e
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except OSError as e:
+        raise InputError(f"'{path}' cannot be read ({e.strerror}); check what it is and who may read it.") from e
+    except (ValueError, RecursionError) as e:
         raise InputError(f"'{path}' is not valid JSON ({e}); the file is damaged or of another kind.") from e
 
 

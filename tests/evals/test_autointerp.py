@@ -1,5 +1,6 @@
 """Latents whose meaning is known are explained and told apart; everything else is not; every judge sees enough."""
 
+import copy
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from saeworks.errors import InputError
 from saeworks.evals import autointerp
 from saeworks.evals.autointerp import Config, Texts
 from saeworks.evals.controls import identity
-from saeworks.evals.interpretation.latent_sample import sample_latents
+from saeworks.evals.interpretation.latent_sample import is_alive, sample_latents
 from saeworks.evals.judges.local_judge import LocalJudge
 from saeworks.evals.judges.protocol import Detect, Explain, Question, Rate, SeenText
 from saeworks.evals.judges.world_judge import WorldJudge
@@ -196,6 +197,58 @@ def test_dead_latents_are_not_drawn_and_rare_dictionaries_are_read_twice(model):
         )
 
 
+def test_firings_are_those_of_every_row_encoded_whole(model):
+    """One pass over batches of rows keeps what a dense encoding of each text by itself says."""
+    dictionary = WordReader(model, [["dog"], ["the", "cat"], WORDS[:9]], strength=2.0)
+    for mode in ("corrected", "compat"):
+        config = SMALL.model_copy(update={"mode": mode, "context_length": 16, "batch_size": 7})
+        rows = autointerp.read_rows(model, texts(40).documents, config)
+        sample = sample_latents({"d": dictionary}, model, rows, {"d": SITE}, config)["d"]
+        dense = torch.zeros(*rows.valid.shape, 3)
+        for r, ids in enumerate(rows.token_ids):
+            length = int(rows.lengths[r])
+            x = model.harvest(model.batch_from_ids([ids[:length].tolist()]), [SITE])[SITE][0]
+            dense[r, :length] = dictionary.encode(x)
+        dense *= rows.valid[:, :, None]
+        assert sample.fired.tolist() == (dense > 0).sum((0, 1)).tolist()
+        for i, found in sample.found.items():
+            values = dense[:, :, i].flatten()
+            assert torch.equal(found.tokens.sort().values, (values > 0).nonzero().squeeze(1))
+            assert torch.allclose(found.values, values[found.tokens])
+
+
+def test_a_latent_is_alive_by_its_firings_and_in_compat_by_what_they_would_be():
+    """8 firings on 50 tokens, where 100 were asked for and more than 15 firings are wanted."""
+    config = SMALL.model_copy(update={"total_tokens": 100, "dead_latent_threshold": 15})
+    fired = torch.tensor([8, 16, 7])
+    assert is_alive(fired, 50, config).tolist() == [False, True, False]
+    assert is_alive(fired, 50, config.model_copy(update={"mode": "compat"})).tolist() == [True, True, False]
+
+
+def test_windows_of_one_token(model):
+    """A ``buffer`` of 0, at which SAEBench's slices are empty: every window is its centre."""
+    for mode in ("corrected", "compat"):
+        config = SMALL.model_copy(update={"mode": mode, "buffer": 0, "context_length": 16, "seeds": (0,)})
+        groups = [["dog"], WORDS[:3]]
+        result = autointerp.run({"d": Graded(model, groups)}, model, texts(), config)["d"]
+        shown = [line for r in result.eval_result_unstructured.values() for line in r["logs"].splitlines()]
+        windows = [line[20:].replace("<<", "").replace(">>", "").split() for line in shown if "top " in line]
+        assert windows
+        assert {len(words) for words in windows} == {1}
+
+
+def test_the_end_of_a_text_vanishes_where_it_is_the_padding_too(model, monkeypatch):
+    """As in SAEBench: tokenizers whose padding is their end token leave nothing between two texts of a stream."""
+    config = SMALL.model_copy(update={"mode": "compat", "context_length": 16})
+    end = model.tokenizer.eos_token_id
+    assert bool((autointerp.read_rows(model, texts(30).documents, config).token_ids == end).any())
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    monkeypatch.setattr(model, "tokenizer", tokenizer)
+    rows = autointerp.read_rows(model, texts(30).documents, config)
+    assert not bool((rows.token_ids == end).any())
+
+
 def test_signed_latents_are_read_where_they_are_positive(model):
     result = autointerp.run({"i": identity(16, SITE)}, model, texts(120), SMALL.model_copy(update={"seeds": (0,)}))["i"]
     assert result.metric("latents", "n_scored") == 16
@@ -255,6 +308,8 @@ def test_bad_answers_are_counted_as_what_they_are(model, tmp_path):
     assert mended.metric("autointerp", "autointerp_score") is None
     reasons = [record["why_not"] for record in mended.eval_result_unstructured.values()]
     assert reasons == ["detection cut_off", "detection refused", "detection unreadable", "detection failed"]
+    (note,) = (row["note"] for row in mended.eval_result_details if "note" in row)
+    assert note.startswith("no latent has a score: detection cut_off (1), ")
 
 
 @pytest.mark.parametrize("answer", ["None", "all"])
@@ -270,6 +325,8 @@ def test_a_judge_that_always_says_the_same_is_no_better_than_chance(model, tmp_p
         given = {"judge": server.url, "judge_model": "m", "judge_cache": str(tmp_path), "seeds": (0,)}
         dictionary = WordReader(model, [["dog"], ["cat"], ["runs"]])
         result = autointerp.run({"d": dictionary}, model, texts(), SMALL.model_copy(update=given))["d"]
+    (note,) = (row["note"] for row in result.eval_result_details if "note" in row)
+    assert f"named {'no window' if answer == 'None' else 'all windows'} in each of 3 answers" in note
     none = result.metric("detection", "accuracy_of_none")
     assert result.metric("detection", "balanced_accuracy") == 0.5
     assert result.metric("autointerp", "autointerp_score") == pytest.approx(none if answer == "None" else 1 - none)

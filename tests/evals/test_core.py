@@ -85,6 +85,31 @@ def test_permuting_latents_changes_nothing_and_sharing_a_pass_neither(model, sou
     assert both["b"].arrays()["feature_density"] == pytest.approx(density[order.numpy()])
 
 
+def test_scale_between_latents_and_rows_changes_nothing_but_what_is_in_units_of_latents(model, source, make_dictionary):
+    dictionary = make_dictionary(k=32)  # all latents: with fewer, scale would decide which are kept
+    scale = 0.2 + 5 * torch.rand(32, generator=torch.Generator().manual_seed(0))
+    scaled = dictionary.replace(W_enc=dictionary.W_enc / scale, W_dec=dictionary.W_dec * scale[:, None])
+    both = core.run({"a": dictionary, "b": scaled}, model, source, SMALL)
+    for category, record in both["a"].eval_result_metrics.items():
+        for key, value in record.items():
+            if key != "l1":
+                assert both["b"].metric(category, key) == pytest.approx(value, rel=1e-4, abs=1e-6), key
+    assert both["b"].metric("sparsity", "l1") != pytest.approx(both["a"].metric("sparsity", "l1"), rel=0.05)
+
+
+def test_explained_variance_of_single_dimensions(model, source, make_dictionary):
+    dictionary = make_dictionary(k=3)
+    result = core.run({"d": dictionary}, model, source, SMALL)["d"]
+    batches = list(core.document_batches(model, source.documents(), 16, 8, 300))
+    x = torch.cat([model.harvest(b.tokens, [SITE])[SITE][b.tokens.keep] for b in batches]).double()
+    rss, tss = (x - dictionary(x.float())).square().sum(0), (x - x.mean(0)).square().sum(0)
+    each = 1 - rss / tss
+    assert result.metric(RQ, "explained_variance_dimension_mean") == pytest.approx(float(each.mean()), rel=1e-5)
+    assert result.metric(RQ, "explained_variance_dimension_median") == pytest.approx(float(each.median()), rel=1e-5)
+    weighted = float((each * tss).sum() / tss.sum())
+    assert result.metric(RQ, "explained_variance") == pytest.approx(weighted, rel=1e-5)
+
+
 def test_prefixes_of_a_matryoshka_dictionary(model, source, make_dictionary):
     dictionary = make_dictionary(group_sizes=[8, 8, 16])
     result = core.run({"m": dictionary}, model, source, SMALL)["m"]

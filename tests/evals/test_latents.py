@@ -42,6 +42,8 @@ def test_the_latent_of_a_word_is_matched_to_its_concept(model, make_dictionary, 
     assert names[arrays["concept"][1]] == "taxonomy/animal/cat"
     assert arrays["f1"][0] > 0.9
     assert result.metric("concepts", "mean_best_latent_f1") > 0.5
+    low, high = result.ci95["concepts.mean_best_latent_f1"]
+    assert low <= result.metric("concepts", "mean_best_latent_f1") <= high
     first = result.eval_result_unstructured["shown"][0]
     for context in first["contexts"]:
         peak = context["peak"]

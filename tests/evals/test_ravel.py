@@ -241,6 +241,13 @@ def test_scores_do_not_depend_on_how_scale_is_divided():
         assert scores == (1.0, 1.0, 1.0)
 
 
+def test_scores_do_not_depend_on_the_order_of_latents():
+    order = [2, 0, 3, 1]
+    mask, scores = mask_and_scores(Rotated(torch.eye(4)[order]))
+    assert (mask > 0).tolist() == [i < 2 for i in order]
+    assert scores == (1.0, 1.0, 1.0)
+
+
 def test_latents_that_are_silent_on_both_sides_keep_their_mask():
     wide = Rotated(torch.cat([torch.eye(4), torch.zeros(2, 4)]))
     mask, _ = mask_and_scores(wide)
@@ -314,6 +321,39 @@ def test_names_of_different_length_are_laid_upon_each_other_at_their_ends(model)
     with torch.no_grad():
         whole = patched_logits(upper, items, items.base)
         assert torch.allclose(whole, upper.logits(items.hidden, items.tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["layers.0.resid_post", "layers.1.mlp_out"])
+def test_an_exchange_above_cached_layers_is_that_of_the_whole_model(model, site):
+    """What the upper layers say of cached rows is what the model says when it is run from its first layer and the
+    entity's tokens are replaced on the way."""
+    from saeworks.models.interventions import Splice
+
+    prompts = make_prompts(EntitySet({"a": ["the %s sees a"]}, {"red dog": {"a": "cat"}, "big house": {"a": "tree"}}))
+    prompts = [replace(p, text=p.text.lower()) for p in prompts]
+    asked = read_entities(model, prompts, [p.answer for p in prompts], [site], READING["corrected"])
+    pairs = [Pair(0, 1, True), Pair(1, 0, False)]
+    upper = UpperLayers(model, site)
+    items = BaseRows(model, asked, pairs, [upper], READING["corrected"]).items(upper, pairs)
+
+    def replaced(x):
+        out = x.clone()
+        for row, places in enumerate(items.entity.tolist()):
+            for place, position in enumerate(places):
+                out[row, position] = items.source[row, place]
+        return out
+
+    with torch.no_grad():
+        found = patched_logits(upper, items, items.source)
+        whole = model.logits(items.tokens, [Splice(site, replaced, where="all")])
+        assert torch.allclose(found, whole, atol=1e-5)
+        assert not torch.allclose(whole, model.logits(items.tokens), atol=1e-2)
+
+
+def test_compat_reads_the_layers_output_whatever_the_dictionary_reads(model, make_dictionary):
+    dictionaries = {"d": make_dictionary(site="layers.1.mlp_out")}
+    assert ravel.read_sites(dictionaries, model, Config()) == {"d": "layers.1.mlp_out"}
+    assert ravel.read_sites(dictionaries, model, Config(mode="compat")) == {"d": "layers.1.resid_post"}
 
 
 def test_base_rows_are_those_of_each_pair_by_itself(model):
@@ -549,9 +589,12 @@ def test_a_model_that_knows_nothing_is_refused(sailor):
 
 
 def test_a_model_without_a_next_token_is_refused(headless_model):
-    if not headless_model.is_causal:
-        with pytest.raises(InputError, match="next token"):
-            ravel.default_data(headless_model, Config())
+    from saeworks.evals.controls import identity
+
+    with pytest.raises(InputError, match="does not predict the next token"):
+        ravel.default_data(headless_model, Config())
+    with pytest.raises(InputError, match="does not predict the next token"):
+        ravel.run({"d": identity(16, "layers.0.resid_pre")}, headless_model, {"ship": SHIPS}, Config())
     with pytest.raises(InputError, match="belongs to no layer"):
         UpperLayers(headless_model, "embed_tokens")
     assert ravel.data_hashes({"ship": SHIPS}, Config()) == ravel.data_hashes({"ship": SHIPS}, Config(seeds=(5,)))

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from judge_server import Server, raw, refused, said, serving
 
 from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
 from saeworks.errors import InputError
@@ -209,6 +211,72 @@ def test_another_judge_decides_otherwise(plain, monkeypatch):
     assert result.metric("shift_metrics", "shift_dir1_threshold_2") == 0
     assert result.eval_result_metrics["judge"]["frac_about_class"] == 1
     assert result.eval_result_details[-1]["judge"] == "liar"
+
+
+def rated(question):
+    """A judge that reads the prompt alone: the word that is marked most often."""
+    marked = re.findall(r"<<\s*(\w+)>>", question["messages"][1]["content"])
+    word = max(sorted(set(marked)), key=marked.count)
+    told = {
+        "animal/dog": 4 * (word == "dog"),
+        "animal/cat": 4 * (word == "cat"),
+        "colour": 4 * (word in ("red", "blue")),
+    }
+    return said(f"They are about {word}. So are the others.\n```json\n{json.dumps(told)}\n```")
+
+
+@pytest.fixture
+def asked_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeworks.evals.judges.http_judge.FIRST_PAUSE", 0.01)
+
+    def config(server, **changes):
+        given = {"judge": server.url, "judge_model": "m", "judge_cache": str(tmp_path), "judge_timeout": 0.4}
+        return CONFIG.model_copy(update=given | changes)
+
+    return config
+
+
+def test_a_judge_behind_a_server_that_misbehaves_restores_the_class(plain, asked_of):
+    dictionaries = {"truth": word_dictionary(plain, ["dog", "cat", "red", "blue", "the", "runs", "house"])}
+    whole = said("1")[2]
+    troubles = [
+        refused(429, Retry_After="0"),
+        refused(500),
+        raw(b'{"choices": [{'),
+        raw(whole, "cut"),
+        raw(whole, "slow"),
+    ]
+    with serving(Server(*troubles, otherwise=rated)) as server:
+        result = shift.run(dictionaries, plain, data(spans=False), asked_of(server))["truth"]
+        record, latents = result.eval_result_details[0], result.eval_result_metrics["judge"]["n_rated"]
+        assert (set(record["latents_removed_dir1"]), set(record["latents_removed_dir2"])) == ({2, 3}, {0, 1})
+        assert result.metric("shift_metrics", "shift_dir1_threshold_2") > 0.8
+        low, high = result.ci95["shift_metrics.shift_metric_threshold_2"]
+        assert low <= result.metric("shift_metrics", "shift_metric_threshold_2") <= high
+        assert result.eval_result_metrics["judge"]["n_unread"] == 0
+        assert len(server.asked) == latents + len(troubles)
+        again = shift.run(dictionaries, plain, data(spans=False), asked_of(server))["truth"]
+        assert len(server.asked) == latents + len(troubles), "everything was answered before"
+        assert again.eval_result_metrics == result.eval_result_metrics
+        poor = asked_of(server, judge_budget_requests=1, judge_model="other")
+        with pytest.raises(InputError, match="its budget has 1 requests left"):
+            shift.run(dictionaries, plain, data(spans=False), poor)
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        ("1, 2", "no answer of the judge could be used"),
+        ('{"animal/dog": 4, "animal/cat": 4, "colour": 0}', "alike, 4 for the classes and 0 for the cue"),
+    ],
+)
+def test_a_judge_that_always_says_the_same_is_told(plain, asked_of, answer, note):
+    dictionaries = {"truth": word_dictionary(plain, ["dog", "cat", "red", "blue", "the", "runs"])}
+    with serving(Server(otherwise=lambda _: said(answer))) as server:
+        result = shift.run(dictionaries, plain, data(spans=False), asked_of(server))["truth"]
+    assert result.metric("shift_metrics", "shift_dir1_threshold_2") == 0
+    (told,) = (row["note"] for row in result.eval_result_details if "note" in row)
+    assert note in told
 
 
 def test_texts_without_spans_need_another_judge(plain):

@@ -5,6 +5,7 @@ import torch
 
 from saeworks.evals import sparse_probing
 from saeworks.evals.compat import sparse_probing_compat as compat
+from saeworks.evals.probes.linear_probes import ProbeSettings, Rows, Task, train_probes
 from saeworks.evals.probes.problems import Problem, draw_problems
 from saeworks.evals.probes.text_probes import Features, mean_differences, probe_all, probe_top_k
 from saeworks.evals.shared.batches import document_batches
@@ -172,6 +173,23 @@ def test_the_linear_probe_learns_and_repeats_itself():
     runs = [compat.train_linear_probe(x[:200], y[:200], x[200:], y[200:], seeded(4)) for _ in range(2)]
     assert torch.equal(*runs)
     assert float(((runs[0] > 0) == (y[200:] == 1)).float().mean()) > 0.93
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_probe_tells_saebenchs_separable_fixture(seed):
+    """64-dimensional Gaussians at 5 and -5, 368 positives and 1024 negatives; none of the probes learns less."""
+    g = seeded(seed)
+    y = torch.cat([torch.ones(368), torch.zeros(1024)])[torch.randperm(1392, generator=g)]
+    x = torch.randn(1392, 64, generator=g) + (10 * y - 5)[:, None]
+    train, test = torch.arange(1000), torch.arange(1000, 1392)
+    task = Task(Rows(train, y[train]), Rows(test, y[test]), seed, "fixture")
+    found = {
+        "AdamW": compat.train_linear_probe(x[train], y[train], x[test], y[test], g),
+        "top_1": compat.fit_top_k(x[train], y[train], x[test], y[test], 1),
+        **{m: train_probes(x, [task], ProbeSettings(mode=m)).logits(x[test])[0] for m in ("compat", "corrected")},
+    }
+    for name, z in found.items():
+        assert float(((z > 0) == (y[test] == 1)).float().mean()) > 0.99, name
 
 
 def test_a_token_that_sums_to_zero_is_taken_for_padding_only_in_compat(model, make_dictionary, monkeypatch):

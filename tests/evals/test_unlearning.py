@@ -169,9 +169,59 @@ def test_closed_form_is_the_clamp_through_encoder_and_decoder(knowing, architect
         clamped[:, chosen] = torch.where(f[:, chosen] > 0, -25.0, f[:, chosen])
         direct = dictionary.decode(clamped, x) - dictionary.decode(f, x)
         shift = answers.shift(row, [answers.column[i] for i in chosen], 25.0)
-        torch.testing.assert_close(shift, direct, atol=1e-4, rtol=1e-5)
+        size = direct.abs().max().clamp_min(1)  # of tens: 1e-5 of the change, where float32 has 1e-7 of the terms
+        torch.testing.assert_close(shift / size, direct / size, atol=1e-5, rtol=0)
         changed += int((shift.abs().sum(-1) > 0).sum())
     assert changed > 3
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_answers_are_those_of_a_model_clamped_token_by_token(knowing, corrected):
+    """Every question and option through the whole model with encode, clamp, decode and the error added back; latents
+    may be negative, which ``compat`` leaves alone and ``corrected`` turns round."""
+    draw = torch.Generator().manual_seed(5)
+    basis = identity(D, SITE)
+    flips = torch.where(torch.rand(D, generator=draw) < 0.5, -1.0, 1.0) * (0.5 + torch.rand(D, generator=draw))
+    basis.W_enc, basis.W_dec = torch.diag(1 / flips), torch.diag(flips)
+    prompts = make_prompts(knowing, data_of().questions, [range(4)] * 14, Asking())
+    chosen = [VOCABULARY.index(word) for word in (*SECRET[:3], *PUBLIC[:2], "which")]
+    scale = 0.02 if corrected else None
+    answers = ClampedAnswers(knowing, prompts, basis, SITE, chosen, 8, scale, corrected, not corrected)
+    outcomes = set()
+    for multiplier in (1.0, 40.0):
+        size = torch.full((D,), multiplier) if scale is None else multiplier * scale / basis.W_dec.norm(dim=-1)
+        expected = [clamped_by_hand(knowing, p, basis, chosen, size, corrected) for p in prompts]
+        assert answers.right(chosen, multiplier).tolist() == expected
+        outcomes |= set(expected)
+    assert outcomes == {True, False}
+
+
+def clamped_by_hand(model, prompt, dictionary, chosen, size, corrected):
+    """Whether the right option wins when ``chosen`` latents are set to -size wherever they fire."""
+    from saeworks.models.interventions import Splice
+
+    scores = []
+    for end in prompt.ends:
+        batch = model.batch_from_ids([prompt.ids + end])
+        where = batch.keep[0] if corrected else torch.arange(batch.token_ids.shape[1]) > 0
+
+        def clamp(x, where=where):
+            out = x.clone()
+            for at in where.nonzero().flatten().tolist():
+                f = dictionary.encode(x[0, at])
+                error = x[0, at] - dictionary.decode(f)
+                for i in chosen:
+                    if f[i] > 0:
+                        f[i] = -size[i]
+                    elif f[i] < 0 and corrected:
+                        f[i] = size[i]
+                out[0, at] = dictionary.decode(f) + error
+            return out
+
+        logs = model.logits(batch, [Splice(SITE, clamp, where="all")])[0].log_softmax(-1)
+        first = len(prompt.ids) - 1
+        scores.append(sum(float(logs[first + i, token]) for i, token in enumerate(end)))
+    return max(range(len(scores)), key=scores.__getitem__) == prompt.key
 
 
 def test_the_first_token_and_special_tokens_stay(knowing):
@@ -205,6 +255,7 @@ def test_planted_knowledge_is_taken_out_alone(knowing):
     assert best.ci95["unlearning.unlearning_score"] == (1.0, 1.0)
     assert results["permuted"].metric("unlearning", "unlearning_score") < 0.5
     assert results["basis"].metric("unlearning", "unlearning_score") == 0.0
+    assert "nothing was clamped" in results["basis"].eval_result_details[-1]["note"]
     assert results["concepts"].metric("unlearning", "unlearning_score") == 1.0  # here the coordinates are the concepts
     described = [row for row in best.eval_result_details if "latents" in row]
     assert len(described) == 2 * 16

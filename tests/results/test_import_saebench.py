@@ -248,6 +248,30 @@ def test_bad_files_are_sentences_and_the_rest_is_read(published):
     assert "extra" in next(r for r in imported.results if r.sae_lens_id.endswith("other")).eval_result_metrics
 
 
+def test_files_that_are_no_text_and_numbers_that_are_none(published):
+    folder = published / "core"
+    (folder / "g_eval_results.json").mkdir()
+    (folder / "h_eval_results.json").symlink_to(folder / "nowhere")
+    (folder / "i_eval_results.json").write_bytes(b"")
+    (folder / "j_eval_results.json").write_bytes(bytes(range(256)))
+    (folder / "k_eval_results.json").write_text("[" * 100_000)
+    marked = json.dumps(record("core", core_metrics(7.0), sae_lens_id="marked")).encode("utf-8-sig")
+    (folder / "l_eval_results.json").write_bytes(marked)
+    long = json.dumps(record("core", core_metrics(), sae_lens_id="long")).replace("81.2", "9" * 400)
+    put(published, "core", long, "m_eval_results.json")
+    put(published, "core", record("core", core_metrics("81.2"), sae_lens_id="text"), "n_eval_results.json")
+    strange = {"d_sae": "4096", "architecture": 7, "metadata": [1]}
+    put(published, "core", record("core", core_metrics(), sae_cfg_dict=strange), "o_eval_results.json")
+    imported = import_saebench(published)
+    (row,) = dictionary_rows([read_saebench(folder / "o_eval_results.json")[0]])
+    assert (row["width"], row["architecture"]) == (16384, "batch_topk"), "from its name"
+    l0 = {r.sae_lens_id: r.metric("sparsity", "l0") for r in imported.results if r.eval_type_id == "core"}
+    assert [l0[f"{RELEASE}/{name}"] for name in ("marked", "long", "text")] == [7.0, None, None]
+    for name, says in zip("ghijkn", ("directory", "not exist", *["not valid JSON"] * 3, "sparsity.l0"), strict=True):
+        (problem,) = (p for p in imported.problems if f"{name}_eval_results.json" in p)
+        assert says in problem
+
+
 def test_bare_nan_is_read_as_nothing(tmp_path):
     text = json.dumps(record("core", core_metrics())).replace("0.981", "NaN").replace("0.76", "Infinity")
     result, _ = read_saebench(put(tmp_path, "core", text))

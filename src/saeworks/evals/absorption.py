@@ -49,6 +49,7 @@ from saeworks.evals.letters.letter_words import (
     split_words,
 )
 from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of_model, sites_of
+from saeworks.evals.shared.settings import Seeds
 from saeworks.files import sha256_json
 from saeworks.results.envelope import Result
 from saeworks.runtime import derive_seed
@@ -77,7 +78,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)

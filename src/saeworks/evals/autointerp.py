@@ -32,6 +32,7 @@ from saeworks.evals.shared.batches import (
 )
 from saeworks.evals.shared.bootstrap import Resampling
 from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.settings import Seeds
 from saeworks.evals.shared.token_rows import TokenRows, document_rows, packed_rows
 from saeworks.results.envelope import Metrics, Result
 from saeworks.world.documents import Document
@@ -57,7 +58,7 @@ class Config(JudgeConfig):
     """
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
@@ -183,6 +184,8 @@ def _result(
         },
     }
     details += [{"seed": seed, **scored.of_seed(seed)} for seed in config.seeds]
+    if note := scored.note():
+        details.append({"note": note})
     return result_of(
         name,
         dictionary,

@@ -289,6 +289,8 @@ def _metric_table(
             key: values[key]
             for key in (
                 "explained_variance",
+                "explained_variance_dimension_mean",
+                "explained_variance_dimension_median",
                 "explained_variance_legacy",
                 "mse",
                 "cossim",

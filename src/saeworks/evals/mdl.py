@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,6 +39,7 @@ from saeworks.evals.shared.batches import (
 from saeworks.evals.shared.bootstrap import Resampling, interval
 from saeworks.evals.shared.clamping import codes_of
 from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.settings import Counts, Seeds
 from saeworks.evals.structure import description_length as bits_of
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result
@@ -61,13 +62,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
     resamples: int = Field(default=500, gt=0)
-    num_bins: tuple[int, ...] = (4, 6, 8, 12, 16, 32)
-    k: tuple[int | None, ...] = (16, 24, 32, None)
+    num_bins: Counts = (4, 6, 8, 12, 16, 32)
+    k: Annotated[tuple[Annotated[int, Field(gt=0)] | None, ...], Field(min_length=1)] = (16, 24, 32, None)
     mse_epsilon: float = Field(default=0.01, gt=0)
     texts: int = Field(default=256, gt=1)
 
@@ -327,6 +328,9 @@ def _result(
         for seed, settings in table.items()
         for one in settings
     ]
+    if len(found) < len(table):
+        why = f"for some seed no setting loses at most {config.mse_epsilon:g} of the variance; allow more (mse_epsilon)"
+        details.append({"not_measured": ["description_length"], "reason": why})
     return result_of(
         name,
         dictionary,

@@ -32,6 +32,7 @@ from saeworks.evals.shared.batches import (
 from saeworks.evals.shared.bootstrap import Resampling, intervals
 from saeworks.evals.shared.clamping import firing
 from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.settings import Seeds
 from saeworks.evals.structure.decoder_structure import (
     LEARNING_RATE,
     STEPS,
@@ -66,7 +67,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)

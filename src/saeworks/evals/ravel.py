@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,6 +43,8 @@ from saeworks.evals.entities.ravel_prompts import (
 from saeworks.evals.entities.ravel_results import AttributeScores, Knowledge, SiteScores, full_patch_cause, make_result
 from saeworks.evals.entities.read_sites import READ, SiteLadder
 from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of_model, sites_of
+from saeworks.evals.shared.behaviour import check_predicts
+from saeworks.evals.shared.settings import Seeds
 from saeworks.files import sha256_json
 from saeworks.models.interventions import Splice
 from saeworks.models.upper_layers import UpperLayers
@@ -72,12 +74,12 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
     resamples: int = Field(default=500, gt=0)
-    entities: tuple[Literal["ship", "city"], ...] = ("ship", "city")
+    entities: Annotated[tuple[Literal["ship", "city"], ...], Field(min_length=1)] = ("ship", "city")
     top_n_entities: int = Field(default=500, gt=1)
     num_pairs_per_attribute: int = Field(default=200, gt=1)
     train_test_split: float = Field(default=0.7, gt=0, lt=1)
@@ -99,8 +101,7 @@ class Config(BaseModel):
 
 def default_data(model: LanguageModel, config: Config) -> Data:
     """Ships and cities of the embedded world. ``InputError`` for a model that does not predict the next token."""
-    if not model.is_causal:
-        raise InputError(f"Model '{model.name}' does not predict the next token, which RAVEL needs; leave it out.")
+    check_predicts(model, EVAL_TYPE)
     return world_entities(config.entities)
 
 
@@ -123,6 +124,9 @@ def run(
         InputError: a model that does not predict the next token, a site that does not fit, or a type of entity of
             which the model knows too little for pairs.
     """
+    check_predicts(model, EVAL_TYPE)
+    if not data:
+        raise InputError("RAVEL was given no entities to ask about; give at least one type of them.")
     sites = read_sites(dictionaries, model, config)
     uppers = {site: UpperLayers(model, site) for site in sorted(set(sites.values()))}
     scores: dict[str, list[AttributeScores]] = {name: [] for name in dictionaries}

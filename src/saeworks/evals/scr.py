@@ -31,6 +31,7 @@ from saeworks.evals.removal.spurious_removal import (
 from saeworks.evals.removal.spurious_texts import SpuriousSet
 from saeworks.evals.shared.batches import DictionaryLike, fingerprint_of_model
 from saeworks.evals.shared.pooling import TextPool
+from saeworks.evals.shared.settings import Names
 from saeworks.results.envelope import Result
 from saeworks.world.documents import Document
 
@@ -47,7 +48,7 @@ class Config(ProbeSettings):
     (``corrected``). ``domains``: those of the embedded world, where no other data are given."""
 
     min_gap: float = Field(default=0.05, gt=0, lt=1)
-    domains: tuple[str, ...] = ("biographies", "reviews")
+    domains: Names = ("biographies", "reviews")
 
 
 def default_data(model: LanguageModel, config: Config) -> Data:

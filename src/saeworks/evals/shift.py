@@ -49,6 +49,7 @@ from saeworks.evals.removal.spurious_removal import (
 from saeworks.evals.removal.spurious_texts import Key, SpuriousSet
 from saeworks.evals.shared.batches import DictionaryLike, fingerprint_documents, fingerprint_of_model
 from saeworks.evals.shared.pooling import TextPool
+from saeworks.evals.shared.settings import Counts, Names
 from saeworks.evals.shared.token_rows import TokenRows, document_rows
 from saeworks.files import sha256_json
 from saeworks.results.envelope import Result
@@ -80,7 +81,7 @@ class Config(ProbeSettings, JudgeConfig):
     with other data there is only one kind, and all examples are drawn from it.
     """
 
-    n_values: tuple[int, ...] = Field(default=(2, 5, 10, 20), min_length=1)
+    n_values: Counts = (2, 5, 10, 20)
     top_k: int = Field(default=20, gt=0)
     candidates: Literal["biased", "removed"] = "biased"
     rule: Literal["unwanted", "not_intended"] = "unwanted"
@@ -89,7 +90,7 @@ class Config(ProbeSettings, JudgeConfig):
     marked: int = Field(default=5, gt=0)
     evidence_texts: int = Field(default=1000, gt=0)
     min_gap: float = Field(default=0.05, gt=0, lt=1)
-    domains: tuple[str, ...] = ("biographies", "reviews")
+    domains: Names = ("biographies", "reviews")
 
 
 @dataclass(frozen=True)
@@ -300,6 +301,18 @@ class Verdicts:
         removed, asked = DIRECTIONS[direction]
         return of[removed] > RELATED if rule == "unwanted" else of[asked] <= RELATED
 
+    def note(self) -> str | None:
+        """Why the score says nothing of the latents; None where it does."""
+        if not self.ratings:
+            return f"no answer of the judge could be used, of {len(self.unread)} latents, so that none was removed"
+        if len(self.ratings) > 1 and len(alike := set(self.ratings.values())) == 1:
+            ((of_class, of_cue),) = alike
+            return (
+                f"the judge rated all {len(self.ratings)} latents alike, {of_class} for the classes and {of_cue} for "
+                "the cue: it tells none apart"
+            )
+        return None
+
     def told(self, result: Result, asker: Asker) -> Result:
         """The result with what the judge said."""
         judged = max(1, len(self.ratings))
@@ -309,6 +322,8 @@ class Verdicts:
             "frac_about_class": sum(c > RELATED for c, _ in self.ratings.values()) / judged,
             "frac_about_cue": sum(v > RELATED for _, v in self.ratings.values()) / judged,
         }
+        if note := self.note():
+            result.eval_result_details.append({"note": note})
         usage = {"judge": asker.judge.name, "read_from_disk": asker.cached, **asker.judge.usage()}
         result.eval_result_details.append(usage)
         written: dict[str, dict[str, dict[str, int]]] = {}

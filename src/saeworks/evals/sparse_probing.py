@@ -31,6 +31,7 @@ from saeworks.evals.shared.batches import (
 from saeworks.evals.shared.bootstrap import interval
 from saeworks.evals.shared.described import result_of
 from saeworks.evals.shared.pooling import PooledTexts, TextPool
+from saeworks.evals.shared.settings import Counts, Seeds, Sizes
 from saeworks.evals.shared.similar_texts import SIMILARITY
 from saeworks.evals.shared.splits import Split, class_of, draw_splits, prepare
 from saeworks.files import sha256_json
@@ -72,12 +73,12 @@ class Config(BaseModel):
     mode: Literal["compat", "corrected"] = "corrected"
     train_texts: int = Field(default=600, gt=0)
     test_texts: int = Field(default=300, gt=0)
-    k_values: tuple[int, ...] = (1, 2, 5)
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    k_values: Counts = (1, 2, 5)
+    seeds: Seeds = (0, 1, 2)
     full_seeds: int = Field(default=3, ge=0)
     max_classes: int = Field(default=5, ge=2)
     min_texts: int = Field(default=10, ge=2)
-    strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    strengths: Sizes = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     similarity: float | None = Field(default=SIMILARITY, gt=0, le=1)
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)

@@ -43,6 +43,7 @@ from saeworks.evals.shared.batches import (
 from saeworks.evals.shared.bootstrap import document_weights, interval
 from saeworks.evals.shared.described import result_of
 from saeworks.evals.shared.pooling import TextPool
+from saeworks.evals.shared.settings import Names
 from saeworks.evals.shared.similar_texts import SIMILARITY
 from saeworks.evals.shared.splits import Split, Texts, class_of, draw_splits, prepare
 from saeworks.evals.sparse_probing import LabelledSet
@@ -77,7 +78,7 @@ class Config(ProbeSettings):
     ``domains``: those of the embedded world, where no other data are given."""
 
     max_classes: int = Field(default=5, ge=3)
-    domains: tuple[str, ...] = ("biographies", "reviews")
+    domains: Names = ("biographies", "reviews")
 
 
 def default_data(model: LanguageModel, config: Config) -> Data:

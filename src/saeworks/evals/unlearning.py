@@ -40,9 +40,11 @@ from saeworks.evals.shared.batches import (
     fingerprint_of_model,
     sites_of,
 )
+from saeworks.evals.shared.behaviour import check_predicts
 from saeworks.evals.shared.bootstrap import document_weights, interval
 from saeworks.evals.shared.clamping import Firing, choose_latents, firing, rounded_frequencies
 from saeworks.evals.shared.described import result_of
+from saeworks.evals.shared.settings import Counts, Seeds, Sizes
 from saeworks.files import sha256_json
 from saeworks.progress import progress
 from saeworks.results.envelope import Metrics, Result
@@ -57,6 +59,10 @@ DEFINITION = "saeworks/unlearning/1"
 #: Texts of the restricted domain of the world are to be forgotten, and the questions about it.
 FORGET = "craft"
 TARGETS = ("correct", "correct-iff-question", "correct-no-tricks")
+_NOTHING_CLAMPED = (
+    "no latent fires on the texts to forget and rarely enough on the others (retain_thresholds), so that nothing was "
+    "clamped and the score is 0"
+)
 
 
 class Config(BaseModel):
@@ -75,14 +81,14 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["compat", "corrected"] = "corrected"
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
     resamples: int = Field(default=500, gt=0)
-    retain_thresholds: tuple[float, ...] = (0.001, 0.01)
-    n_features_list: tuple[int, ...] = (10, 20)
-    multipliers: tuple[float, ...] = (25.0, 50.0, 100.0, 200.0)
+    retain_thresholds: Sizes = (0.001, 0.01)
+    n_features_list: Counts = (10, 20)
+    multipliers: Sizes = (25.0, 50.0, 100.0, 200.0)
     reference_norm: float = Field(default=149.0, gt=0)
     dataset_size: int = Field(default=512, gt=0)
     forget_questions: int = Field(default=80, gt=0)
@@ -114,7 +120,7 @@ def default_data(model: LanguageModel, config: Config) -> Data:
     from saeworks.world import corpus
     from saeworks.world.domains import questions as world
 
-    _check_answers(model)
+    check_predicts(model, EVAL_TYPE)
     size = 2 * config.dataset_size
     forget = list(corpus.documents(FORGET, "validation", count=size))
     retain: list[Document] = []
@@ -139,7 +145,7 @@ def from_documents(sets: Mapping[str, Sequence[Document]], label: str, model: La
     Raises:
         InputError: another value of the label, an answer that is no option, or no text or question of either kind.
     """
-    _check_answers(model)
+    check_predicts(model, EVAL_TYPE)
     texts: dict[str, list[Document]] = {"forget": [], "retain": []}
     asked: list[ChoiceQuestion] = []
     for name, documents in sets.items():
@@ -175,15 +181,6 @@ def _question(document: Document, restricted: bool, name: str) -> ChoiceQuestion
     return ChoiceQuestion(document.text, options, places.index(answer), subject, restricted)
 
 
-def _check_answers(model: LanguageModel) -> None:
-    head = getattr(model.module, "get_output_embeddings", None)
-    if not model.is_causal or (head is not None and head() is None):
-        raise InputError(
-            f"Model '{model.name}' does not predict the next token, so it cannot answer questions; leave the eval "
-            f"'{EVAL_TYPE}' out."
-        )
-
-
 def data_hashes(data: Data, config: Config) -> dict[str, str]:
     """``data:forget``, ``data:retain`` and ``data:questions`` → content hash."""
     asked = [[q.stem, list(q.options), q.key, q.subject, q.restricted] for q in data.questions]
@@ -203,7 +200,7 @@ def run(
         InputError: a site whose width differs from the dictionary's, or a model that knows too few of the questions.
     """
     sites = sites_of(dictionaries, model, config.site)
-    _check_answers(model)
+    check_predicts(model, EVAL_TYPE)
     asking = asking_for(model, config)
     questions, prompts = _known(model, data.questions, asking, config)
     signed = config.mode == "corrected"
@@ -340,6 +337,8 @@ def _result(
         }
     ]
     details += [_described(setting, questions, restricted) for setting in settings]
+    if not any(setting.latents for setting in settings):
+        details.append({"note": _NOTHING_CLAMPED})
     return result_of(
         name,
         dictionary,

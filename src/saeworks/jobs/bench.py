@@ -16,13 +16,14 @@ from saeworks.jobs.bench_board import Board, Cell
 from saeworks.jobs.bench_grid import Entry, Grid, open_bench, sentence, taken, trained
 from saeworks.jobs.config import BenchConfig, plain
 from saeworks.jobs.controls import Controls
-from saeworks.jobs.eval_data import TEXT_EVALS, held_out, labelled_sets, own_data, why_not, why_not_own
+from saeworks.jobs.eval_data import TEXT_EVALS, WEIGHTS_ALONE, held_out, labelled_sets, own_data, why_not
 from saeworks.jobs.evaluate import eval_config, foreign_models
 from saeworks.results.comparison_report import Comparison, facts_of, write_comparison
 from saeworks.results.dictionary_table import dictionary_rows
 from saeworks.results.envelope import Result
 from saeworks.results.import_saebench import Imported, import_saebench
 from saeworks.results.readings import readings
+from saeworks.results.remarks import remarks
 from saeworks.results.table_file import write_parquet
 from saeworks.version import __version__
 
@@ -93,7 +94,7 @@ class Work:
         self.seconds = {"training": grid.seconds, "measuring": 0.0, "total": 0.0}
 
     def measurable(self) -> dict[str, Entry]:
-        """The dictionaries that evals can measure."""
+        """The dictionaries that all evals can measure."""
         return {name: entry for name, entry in self.entries.items() if not entry.reason}
 
     def run(self, started: float) -> None:
@@ -126,7 +127,8 @@ class Work:
         """
         for name, entry in self.entries.items():
             if entry.reason:
-                self.board.fell("skipped", self.board.of(name), entry.reason)
+                cells = [cell for cell in self.board.of(name) if cell.eval not in WEIGHTS_ALONE]
+                self.board.fell("skipped", cells, entry.reason)
         for cell in self.board.waiting(self.controls.plans):
             if reason := self.controls.why_not(cell.dictionary, cell.eval):
                 self.board.fell("skipped", [cell], reason)
@@ -140,7 +142,7 @@ class Work:
         waiting = self.board.waiting(eval_name=name)
         if not waiting:
             return
-        if reason := why_not(name, self.config) or why_not_own(name, self.config):
+        if reason := why_not(name, self.config):
             return self.board.fell("skipped", waiting, reason)
         with self._caught(waiting):
             self.data[name] = self._data_of(name)
@@ -148,7 +150,9 @@ class Work:
             found = {cell.dictionary: self._fingerprint(cell.dictionary, make) for cell in cells}
             prints = {dictionary: fingerprint for dictionary, fingerprint in found.items() if fingerprint}
             model, settings = self.grid.model, self.configs[name]
-            self.board.keep(name, runner.finished(name, prints, model, self.data[name], self.results, settings))
+            kept = runner.finished(name, prints, model, self.data[name], self.results, settings)
+            self.notes += remarks(kept.values())
+            self.board.keep(name, kept)
         return None
 
     def _data_of(self, name: str) -> Data:
@@ -216,6 +220,9 @@ class Work:
             [name], chosen, self.grid.model, self.data[name], self.results, self.configs, force=True, pool=self.pool
         )
         self.board.measured(name, done[name], time.monotonic() - start)
+        for remark in remarks(done[name].values()):
+            self.notes.append(remark)
+            sys.stderr.write(remark + "\n")
 
     @contextmanager
     def _caught(self, cells: list[Cell]) -> Generator[None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeworks.errors import InputError, RunError
 from saeworks.jobs.config import BenchConfig, resolve
-from saeworks.jobs.eval_data import check_evals, why_not, why_not_own
+from saeworks.jobs.eval_data import check_evals
 from saeworks.jobs.evaluate import dictionary_folders, eval_config, trained_model
 from saeworks.jobs.inputs import open_model
 from saeworks.jobs.train import train_grid
@@ -60,9 +60,6 @@ def open_bench(overrides: Mapping[str, Any], file: Path | None) -> tuple[BenchCo
             raise InputError(f"--out '{config.out}' is a file; give a directory.")
     check_parquet()
     check_evals(config.evals, config)
-    reasons = [why_not(name, config) or why_not_own(name, config) for name in config.evals]
-    if all(reasons):
-        raise InputError(str(reasons[0]))
     for name in config.evals:
         eval_config(name, config, None)  # a wrong setting is refused now
     return config, workspace

@@ -20,6 +20,10 @@ Item = TypeVar("Item")
 
 #: Evals that read plain texts.
 TEXT_EVALS = ("core", "latents")
+#: Evals that bring their own data and read a user's texts without their labels.
+LABEL_FREE = ("autointerp", "meta_structure", "mdl")
+#: Evals of a dictionary's weights, whatever sites it reads and writes; all others measure one site.
+WEIGHTS_ALONE = ("meta_structure",)
 
 
 def check_evals(names: Sequence[str], config: Inputs) -> None:
@@ -47,8 +51,17 @@ def check_evals(names: Sequence[str], config: Inputs) -> None:
 
 def why_not(name: str, config: Inputs) -> str | None:
     """Why an eval cannot be run on these data, judged before anything is loaded; None when it can."""
-    if name == "sparse_probing" and config.label_column is None and not is_world(config):
-        return "sparse_probing needs labels: name the column that holds them with --label-column."
+    if is_world(config) or name in TEXT_EVALS or name in LABEL_FREE:
+        return None
+    from saeworks.evals.runner import eval_module
+
+    if name != "sparse_probing" and not hasattr(eval_module(name), "from_documents"):
+        return (
+            f"{name} asks questions of its own making, which --data cannot replace; leave --data out to ask those of "
+            "the embedded world."
+        )
+    if config.label_column is None:
+        return f"{name} needs labels: name the column that holds them with --label-column."
     return None
 
 
@@ -117,37 +130,19 @@ def _world_sets(config: Inputs, settings: Any) -> dict[str, Any]:
 def own_data(name: str, config: Inputs, model: LanguageModel, settings: Any) -> Any:
     """The data of an eval that brings its own: the embedded world's, or made from a user's labelled texts.
 
-    Raises ``InputError`` where the eval reads no texts of a user, or needs a label that was not named.
+    Raises ``InputError`` where :func:`why_not` has a reason, and where the eval finds one in the texts.
     """
     from saeworks.evals.runner import eval_module
 
     module = eval_module(name)
     if is_world(config):
         return module.default_data(model, settings)
-    make = getattr(module, "from_documents", None)
-    if reason := why_not_own(name, config):
+    if reason := why_not(name, config):
         raise InputError(reason)
-    assert make is not None  # or there would have been a reason
     sets = {
         item: list(open_source(config.model_copy(update={"data": (item,)}), "all").documents()) for item in config.data
     }
-    return make(sets, "label", model, settings)
-
-
-def why_not_own(name: str, config: Inputs) -> str | None:
-    """Why an eval that brings its own data cannot be run on a user's texts; None when it can, or need not."""
-    from saeworks.evals.runner import eval_module
-
-    if is_world(config) or name in TEXT_EVALS or name == "sparse_probing":
-        return None
-    if not hasattr(eval_module(name), "from_documents"):
-        return (
-            f"{name} asks questions of its own making, which --data cannot replace; leave --data out to ask those of "
-            "the embedded world."
-        )
-    if config.label_column is None:
-        return f"{name} needs labels: name the column that holds them with --label-column."
-    return None
+    return module.from_documents(sets, "label", model, settings)
 
 
 def _domains(named: Iterable[str | None]) -> list[str]:

@@ -35,4 +35,5 @@ def eval_help() -> str:
         lines = [f"{name}: {question}"]
         lines += [f"- {h.column} ({h.direction}): {h.meaning}" for h in HEADLINES if h.eval == eval_type]
         parts.append("\n".join(lines))
+    parts.append("Every other number of the result files is defined in docs/metrics.md.")
     return "\n\n".join(parts)

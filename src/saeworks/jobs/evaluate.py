@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from saeworks.errors import InputError
 from saeworks.jobs.config import EvaluateConfig, RunConfig, checked, resolve
 from saeworks.jobs.controls import Controls
-from saeworks.jobs.eval_data import TEXT_EVALS, check_evals, held_out, labelled_sets, own_data, why_not
+from saeworks.jobs.eval_data import TEXT_EVALS, WEIGHTS_ALONE, check_evals, held_out, labelled_sets, own_data, why_not
 from saeworks.jobs.inputs import open_model
 from saeworks.results.dictionary_table import dictionary_rows
 from saeworks.results.headlines import HEADLINES, Headline
 from saeworks.results.readings import readings
+from saeworks.results.remarks import remarks
 
 if TYPE_CHECKING:
     from saeworks.dictionaries.dictionary import Dictionary, DictionaryConfig
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from saeworks.models.language_model import LanguageModel
     from saeworks.results.envelope import Result
 
-#: What the summary shows of the evals that every run has; of all others it shows every headline.
+#: What the summary shows of the evals that every run has, where there are several of them; of all others it shows
+#: every headline.
 SHOWN = ("l0", "explained_variance", "ce_loss_score", "probe_k5", "probe_dense")
 ALWAYS = ("core", "sparse_probing", "latents")
 
@@ -40,7 +42,8 @@ class Described(Protocol):
 class Measured:
     """Results by eval and dictionary, evals that were skipped with the reason, and what a reader should know.
 
-    A control that was skipped in one eval stands there as ``EVAL · CONTROL``.
+    What was skipped in one eval alone stands there as ``EVAL · NAME``. ``notes`` hold what the results say of
+    numbers that are missing or mean little.
     """
 
     results: dict[str, dict[str, Result]]
@@ -94,8 +97,8 @@ def run_evals(
 
     What was measured before on the same bytes is not measured again. An eval that the data do not allow (probing
     without labels, or with labels too rare to probe) is skipped with its reason when several were named, and an
-    ``InputError`` when no other was. Transcoders and crosscoders are skipped with their reason; so are ``controls``
-    that cannot be made or measured.
+    ``InputError`` when no other was. Transcoders and crosscoders are skipped with their reason by all evals that
+    measure one site; so are ``controls`` that cannot be made or measured.
     """
     from saeworks.evals import runner
     from saeworks.evals.probes.problems import NothingToProbe
@@ -103,22 +106,27 @@ def run_evals(
     from saeworks.evals.shared.pooling import TextPool
 
     check_evals(names, config)
-    skipped = {name: reason for name, d in dictionaries.items() if (reason := why_not_one_site(d))}
+    several = {name: reason for name, d in dictionaries.items() if (reason := why_not_one_site(d))}
+    single = {name: d for name, d in dictionaries.items() if name not in several}
+    weights = [name for name in names if name in WEIGHTS_ALONE]
+    left_out = [f"{name} · " for name in names if name not in weights] if weights else [""]
+    skipped = {f"{of_eval}{name}": reason for name, reason in several.items() for of_eval in left_out}
     for name, reason in skipped.items():
         sys.stderr.write(f"{name} is not measured: {reason}.\n")
-    dictionaries = {name: d for name, d in dictionaries.items() if name not in skipped}
-    if not dictionaries:
+    names = names if single else weights
+    if not names:
         return Measured({}, skipped, [])
     configs = {name: eval_config(name, config, site) for name in dict.fromkeys(names)}
     text, note = held_out(config) if set(names) & set(TEXT_EVALS) else (None, None)
-    notes = [*foreign_models(dictionaries, model), *([note] if note else [])]
+    notes = [*foreign_models(single, model), *([note] if note else [])]
     for sentence in notes:
         sys.stderr.write(sentence + "\n")
     made = _made(controls, names, skipped)
     pool = TextPool()
     done: dict[str, dict[str, Result]] = {}
     for name in dict.fromkeys(names):
-        measured = {**dictionaries, **{c: made[c] for c in made if controls and not controls.why_not(c, name)}}
+        measured: dict[str, DictionaryLike] = dict(dictionaries if name in weights else single)
+        measured |= {c: made[c] for c in made if controls and not controls.why_not(c, name)}
         reason = why_not(name, config)
         try:
             if reason is None:
@@ -129,6 +137,9 @@ def run_evals(
                 else:
                     data = runner.Data(own={name: own_data(name, config, model, configs[name])})
                 done |= runner.run_evals([name], measured, model, data, out, configs, pool=pool)
+                for sentence in remarks(done[name].values()):
+                    notes.append(sentence)
+                    sys.stderr.write(sentence + "\n")
                 continue
         except NothingToProbe as e:
             if len(set(names)) == 1:
@@ -235,9 +246,10 @@ def summary_rows(
         measured = any(name in results for results in done.values())
         row: dict[str, Any] = {"dictionary": name, "latents": dictionary.cfg.d_sae}
         for h in columns:
-            if measured and name in found.get(h.eval, {}):
-                row[h.column] = found[h.eval][name].metric(h.category, h.metric)
-            elif not measured and (h.eval in found or h.column in recorded):
+            own = found.get(h.eval, {}).get(name)
+            if own is not None:
+                row[h.column] = own.metric(h.category, h.metric)
+            elif h.eval in found or (not measured and h.column in recorded):
                 row[h.column] = recorded.get(h.column)
         rows.append(row)
     return rows
@@ -252,7 +264,7 @@ def _control_rows(controls: Controls, done: Mapping[str, Mapping[str, Result]]) 
         if own:
             cfg = next(iter(own.values())).sae_cfg_dict or {}
             row: dict[str, Any] = {"dictionary": name, "control": plan.kind, "latents": cfg.get("d_sae")}
-            for h in columns:
+            for h in (h for h in columns if h.eval in found):
                 row[h.column] = own[h.eval].metric(h.category, h.metric) if h.eval in own else None
             rows.append(row)
     return rows
@@ -264,7 +276,8 @@ def _by_type(done: Mapping[str, Mapping[str, Result]]) -> dict[str, Mapping[str,
 
 def _columns(done: Mapping[str, Mapping[str, Result]]) -> list[Headline]:
     found = _by_type(done)
-    return [h for h in HEADLINES if h.column in SHOWN or (h.eval in found and h.eval not in ALWAYS)]
+    brief = ALWAYS if len(set(found) & set(ALWAYS)) > 1 else ()
+    return [h for h in HEADLINES if h.column in SHOWN or (h.eval in found and h.eval not in brief)]
 
 
 def foreign_models(dictionaries: Mapping[str, Described], model: LanguageModel) -> list[str]:

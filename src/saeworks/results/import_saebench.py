@@ -201,7 +201,7 @@ def _metrics(given: Mapping[str, Any], eval_type: str, path: Path) -> tuple[Metr
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 odd.append(f"{category}.{name}")
                 continue
-            nothing = value is None or not math.isfinite(value)
+            nothing = value is None or not _finite(value)
             nothing = nothing or (value == -1 and eval_type in _MINUS_ONE_IS_NOTHING)
             out[str(category)][name] = None if nothing else value
     notes = [f"'{path}': what stands under {', '.join(odd)} is no number and was left out."] if odd else []
@@ -223,6 +223,8 @@ def _config(given: Any, names: str) -> dict[str, Any]:
     inner = config.get("metadata")
     metadata = dict(cast("dict[str, Any]", inner)) if isinstance(inner, dict) else {}
     both = {**metadata, **config}
+    # What is no name or number is left out: tables are sorted by these.
+    config = {key: value for key, value in config.items() if key not in ("architecture", "d_sae")}
     architecture = _text(both.get("architecture_str")) or _text(both.get("architecture")) or _architecture_in(names)
     if architecture:
         config["architecture"] = _architecture(architecture)
@@ -280,5 +282,12 @@ def _text(value: Any) -> str | None:
 
 
 def _whole(value: Any) -> int:
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else 0
-    return int(number)
+    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value) else 0
+
+
+def _finite(value: float) -> bool:
+    """Whether a number is one that fits into a float; JSON may hold integers of any length."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

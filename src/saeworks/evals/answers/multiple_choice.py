@@ -215,6 +215,11 @@ def _read(
             first = len(prompt.ids) - 1
             end = prompt.ends[option]
             logs = logits[at, first : first + len(end)].log_softmax(-1)
+            if bool(logs.isnan().any()):
+                raise InputError(
+                    f"What model '{model.name}' predicts for a question is not a number (NaN), so it has no answer; "
+                    "run the model in float32."
+                )
             out[r] = (_firsts(prompt, logs[0]), _total(prompt, end, logs))
     return out
 

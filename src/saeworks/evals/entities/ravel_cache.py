@@ -77,7 +77,14 @@ def ask(
             right += [completion_matches(p.value, text) for p, text in zip(part, written, strict=True)]
         else:
             batch, places = tokenize_answered(model, [(p.text, p.answer) for p in part], reading)
-            right += greedy_matches(model.logits(batch), batch, places).tolist()
+            logits = model.logits(batch)
+            for prompt, of_row, mask in zip(part, logits, batch.attention_mask.to(logits.device), strict=True):
+                if bool(of_row[mask].isnan().any()):
+                    raise InputError(
+                        f"What model '{model.name}' predicts for the prompt '{prompt.text}' is not a number (NaN), "
+                        "so it has no answer; run the model in float32."
+                    )
+            right += greedy_matches(logits, batch, places).tolist()
     kept = best_entities(prompts, right, most)
     chosen, wanted = [prompts[i] for i in kept], [answers[i] for i in kept]
     return read_entities(model, chosen, wanted, sites, reading), sum(right) / max(len(right), 1)

@@ -127,7 +127,7 @@ def _read(
     case: Case, explanation: str, answer: Answer, other: Answer | None, compat: bool, outcomes: Counter[str]
 ) -> Judged:
     assert case.examples is not None
-    active = [example.active for example in case.examples.score]
+    active = _active(Judged(case))
     numbers = usable_numbers(answer, len(active), compat)
     if numbers is None:
         unread = answer.outcome == "answered"
@@ -178,6 +178,28 @@ class Scored:
             }
         return table
 
+    def note(self) -> str | None:
+        """Why there is no score, or why the score says nothing of the latents; None where neither is so."""
+        scored = [j for j in self.judged if j.result is not None]
+        if not scored:
+            reasons = Counter(j.why_not for j in self.judged).most_common()
+            why = ", ".join(f"{reason} ({count})" for reason, count in reasons) or "none fires often enough"
+            return f"no latent has a score: {why}"
+        active = {frozenset(i for i, yes in enumerate(_active(j), 1) if yes) for j in scored}
+        said = {frozenset(j.predictions or ()) for j in scored}
+        if len(active) == 1:
+            return None
+        if all(set(j.predictions or ()) == set(range(1, len(_active(j)) + 1)) for j in scored):
+            answer = "all windows"
+        elif len(said) == 1:
+            answer = "the windows " + ", ".join(map(str, sorted(*said))) if any(said) else "no window"
+        else:
+            return None
+        return (
+            f"the judge named {answer} in each of {len(scored)} answers, whatever it was asked; its score says how the "
+            "windows were mixed and nothing of the latents"
+        )
+
     def of_seed(self, seed: int) -> dict[str, Any]:
         """The score of one seed, its spread over latents, and how many latents have one."""
         values = self._values("accuracy", seed)
@@ -218,7 +240,7 @@ class Scored:
             if j.case.seed != seed:
                 continue
             examples = j.case.examples
-            active = [] if examples is None else [i for i, e in enumerate(examples.score, 1) if e.active]
+            active = [i for i, yes in enumerate(_active(j), 1) if yes]
             out[str(j.case.latent)] = {
                 "latent": j.case.latent,
                 "explanation": j.explanation,
@@ -234,6 +256,11 @@ class Scored:
     def _values(self, name: str, seed: int | None = None) -> list[float]:
         found = (j.result for j in self.judged if j.result is not None and seed in (None, j.case.seed))
         return [value for value in map(_NUMBERS[name], found) if not math.isnan(value)]
+
+
+def _active(judged: Judged) -> list[bool]:
+    """Which of the windows to score the latent is active on."""
+    return [] if judged.case.examples is None else [example.active for example in judged.case.examples.score]
 
 
 def _log(examples: Examples) -> str:

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from saeworks.evals.shared.settings import Counts, Seeds
 from saeworks.runtime import generator
 
 Mode = Literal["compat", "corrected"]
@@ -34,7 +35,7 @@ class ProbeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Mode = "corrected"
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     site: str | None = None
     context_length: int = Field(default=128, gt=1)
     batch_size: int = Field(default=64, gt=0)
@@ -42,7 +43,7 @@ class ProbeSettings(BaseModel):
     train_set_size: int = Field(default=240, ge=4)
     test_set_size: int = Field(default=320, ge=4)
     min_texts: int = Field(default=10, ge=2)
-    n_values: tuple[int, ...] = Field(default=(2, 5, 10, 20, 50, 100, 500), min_length=1)
+    n_values: Counts = (2, 5, 10, 20, 50, 100, 500)
     probe_train_batch_size: int = Field(default=16, gt=0)
     probe_epochs: int = Field(default=20, gt=0)
     early_stopping_patience: int = Field(default=20, gt=0)

@@ -5,6 +5,7 @@ The two differ in one thing, which latents are removed; that is a function given
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -143,6 +144,15 @@ def _judged(
     )
 
 
+def _no_score(mode: str, min_gap: float) -> str:
+    if mode == "compat":
+        return "no pair of classes has a score: fewer latents than were to be removed, or ties"
+    return (
+        f"bias costs the probes less than {min_gap:g} of accuracy in every pair of classes and either direction, so "
+        "there is nothing to win back; choose data with a stronger correlation, or a lower min_gap"
+    )
+
+
 def nothing_to_probe(skipped: Mapping[str, str]) -> NothingToProbe:
     """The sentence for data in which no pair of classes can be used."""
     reasons = "; ".join(f"{what}: {why}" for what, why in skipped.items()) or "the data are empty"
@@ -166,6 +176,10 @@ def removal_result(
     metrics, intervals, details = summarise(sets, config, min_gap, eval_type)
     if skipped:
         details.append({"skipped": dict(skipped)})
+    category = f"{eval_type}_metrics"
+    scores = [value for key, value in metrics[category].items() if "_metric_threshold_" in key]
+    if all(value is None or math.isnan(value) for value in scores):
+        details.append({"not_measured": [category], "reason": _no_score(config.mode, min_gap)})
     tested = [set[int]().union(*(j.rows.tolist() for r in s.removals for j in r.directions)) for s in sets]
     return result_of(
         name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saeworks.errors import InputError
 from saeworks.evals.compat.core_compat import kl_of_softmaxes
 from saeworks.evals.shared.batches import DocumentBatch
 
@@ -100,6 +101,15 @@ class Behaviour:
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: value.to(device=x.device, dtype=x.dtype).expand_as(x)
+
+
+def check_predicts(model: LanguageModel, eval_name: str) -> None:
+    """``InputError`` unless ``model`` predicts the next token, which the eval needs."""
+    if _why_no_behaviour(model) is not None:
+        raise InputError(
+            f"Model '{model.name}' does not predict the next token, so it cannot answer questions; leave the eval "
+            f"'{eval_name}' out."
+        )
 
 
 def _why_no_behaviour(model: LanguageModel) -> str | None:

@@ -44,9 +44,7 @@ def explained_variance(x: Tensor, x_hat: Tensor) -> float:
 
 def explained_variance_per_dimension(x: Tensor, x_hat: Tensor) -> Tensor:
     """[d]: 1 - Σ_t(x_td - x_hat_td)² / Σ_t(x_td - x_mean_d)². NaN where a dimension is constant."""
-    x, x_hat = double(x), double(x_hat)
-    total = (x - x.mean(0)).square().sum(0)
-    return torch.where(total > 0, 1 - (x - x_hat).square().sum(0) / total, torch.nan)
+    return _accumulate(x, x_hat).per_dimension()
 
 
 def explained_variance_legacy(x: Tensor, x_hat: Tensor) -> float:
@@ -174,6 +172,8 @@ class ReconstructionAccumulator:
     def __init__(self) -> None:
         self.sums = _Sums()
         self._mean: Tensor | None = None
+        self._rss: Tensor | None = None
+        self._tss: Tensor | None = None
         self._fired: Tensor | None = None
         self._width_in = 0
 
@@ -185,11 +185,14 @@ class ReconstructionAccumulator:
             return
         x, x_hat = double(x), double(x_hat)
         s, self._width_in = self.sums, x.shape[1]
-        rss = (x - x_hat).square().sum(-1)
+        squares = (x - x_hat).square()
+        rss = squares.sum(-1)
         norm_in, norm_out, inner = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
         batch_mean = x.mean(0)
-        batch_tss = (x - batch_mean).square().sum(-1)
-        self._merge_variance(len(x), batch_mean, float(batch_tss.sum()))
+        scatter = (x - batch_mean).square()
+        batch_tss = scatter.sum(-1)
+        self._merge_variance(len(x), batch_mean, scatter.sum(0))
+        self._rss = squares.sum(0) if self._rss is None else self._rss + squares.sum(0)
         s.rss += float(rss.sum())
         s.legacy += float((1 - rss / batch_tss).sum())
         s.cossim += float(torch.where(norm_in * norm_out > 0, inner / (norm_in * norm_out), 0.0).sum())
@@ -206,20 +209,27 @@ class ReconstructionAccumulator:
             fired = double((codes != 0).sum(0))
             self._fired = fired if self._fired is None else self._fired + fired
 
-    def _merge_variance(self, count: int, mean: Tensor, tss: float) -> None:
+    def _merge_variance(self, count: int, mean: Tensor, tss: Tensor) -> None:
         # The pairwise update of Chan, Golub and LeVeque: no cancellation, unlike E[x²] - E[x]².
         s = self.sums
-        if self._mean is None:
-            self._mean, s.tss = mean, tss
-            return
-        delta = mean - self._mean
-        total = s.tokens + count
-        s.tss += tss + float(delta.square().sum()) * s.tokens * count / total
-        self._mean = self._mean + delta * (count / total)
+        if self._mean is None or self._tss is None:
+            self._mean, self._tss = mean, tss
+        else:
+            delta = mean - self._mean
+            total = s.tokens + count
+            self._tss = self._tss + tss + delta.square() * (s.tokens * count / total)
+            self._mean = self._mean + delta * (count / total)
+        s.tss = float(self._tss.sum())
 
     def explained_variance(self) -> float:
         """See :func:`explained_variance`."""
         return snap(1 - ratio(self.sums.rss, self.sums.tss))
+
+    def per_dimension(self) -> Tensor:
+        """[d]; see :func:`explained_variance_per_dimension`."""
+        if self._rss is None or self._tss is None:
+            raise ValueError("No token was added yet.")
+        return torch.where(self._tss > 0, 1 - self._rss / self._tss, torch.nan)
 
     def mean(self) -> Tensor:
         """[d] float64: the mean of all x so far."""
@@ -239,6 +249,8 @@ class ReconstructionAccumulator:
         n = s.tokens or math.nan
         out = {
             "explained_variance": self.explained_variance(),
+            "explained_variance_dimension_mean": math.nan,
+            "explained_variance_dimension_median": math.nan,
             "explained_variance_legacy": snap(s.legacy / n),
             "mse": s.rss / n,
             "mse_per_dimension": s.rss / n / (self._width_in or math.nan),
@@ -249,6 +261,10 @@ class ReconstructionAccumulator:
             "l2_ratio": s.l2_ratio / n,
             "relative_reconstruction_bias": snap(ratio(s.square_out, s.inner)),
         }
+        if self._rss is not None:
+            each = self.per_dimension()
+            out["explained_variance_dimension_mean"] = snap(float(each.nanmean()))
+            out["explained_variance_dimension_median"] = snap(float(each.nanmedian()))
         if self._fired is not None:
             out |= {"l0": s.l0 / n, "l1": s.l1 / n}
         return out

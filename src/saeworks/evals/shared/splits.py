@@ -71,7 +71,7 @@ def prepare(labelled: Labelled, train_texts: int, test_texts: int) -> Texts:
     Of a divided set, test texts that are also training texts are dropped. Of any other, a text that came before with
     the same labels: files are often balanced by repeating the rows of the rarer class.
     """
-    share = test_texts / (train_texts + test_texts)
+    share = test_texts / max(train_texts + test_texts, 1)
     if labelled.test is not None:
         train, test, dropped = without_repeats(labelled.train[:train_texts], labelled.test[:test_texts])
         return Texts(train, test, True, share, dropped)
