@@ -14,6 +14,16 @@ from typing import Any
 
 from saeworks.errors import InputError, RunError
 
+_WRONG_PLACE = (
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,  # a file where a directory is to be made
+    errno.ENAMETOOLONG,
+)
+
 
 @contextmanager
 def disk_errors(path: Path) -> Generator[None]:
@@ -26,7 +36,7 @@ def disk_errors(path: Path) -> Generator[None]:
                 f"The disk is full while writing '{path}'; nothing written before was lost. "
                 "Free some space and run the same command with --resume."
             ) from e
-        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if e.errno in _WRONG_PLACE:
             raise RunError(f"'{path}' cannot be written ({e.strerror}); choose another place.") from e
         raise
 

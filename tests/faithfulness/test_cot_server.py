@@ -9,26 +9,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from inspect_cases import REPLY, pair
+from inspect_cases import REPLY
+from loopback_cases import MODEL, Reply, key, questions_file, raw, refused, said, served
 
 from saeworks.errors import InputError
 from saeworks.faithfulness.tasks import asking
 from saeworks.jobs.cot_run import cot_run
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evals"))
-from judge_server import Reply, Server, raw, refused, serving
-from judge_server import said as plain
-
+__all__ = ["key"]
 pytestmark = pytest.mark.usefixtures("key")
 
-MODEL = "openai-api/loopback/tested"
 TROUBLES: list[tuple[str, str, Callable[[], Reply]]] = [
     ("Ash", "rate_limited", lambda: refused(429, "slow down", "rate_limit_exceeded", Retry_After="0")),
     ("Bud", "error", lambda: refused(500, "broken")),
@@ -41,36 +36,6 @@ TROUBLES: list[tuple[str, str, Callable[[], Reply]]] = [
     ("Ibis", "truncated", lambda: said("So far it looks like NO", "length")),
     ("Jay", "answered", lambda: said("It is bigger. YES")),
 ]
-
-
-def said(text: str | None, finish: str = "stop", **message: object) -> Reply:
-    """A reply with everything that a client of OpenAI's insists on; it takes 15 tokens."""
-    status, headers, body, trouble = plain(text, finish, **message)  # pyright: ignore[reportArgumentType]
-    whole = {"id": "x", "object": "chat.completion", "created": 0, "model": "tested", **json.loads(body)}
-    whole["choices"][0]["index"] = 0
-    return status, headers, json.dumps(whole).encode(), trouble
-
-
-@pytest.fixture
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOOPBACK_API_KEY", "none")
-
-
-def questions_file(path: Path, names: list[str]) -> Path:
-    path = path.with_suffix(".jsonl")
-    asked = [one for name in names for one in pair(name, f"{name} minor")]
-    path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in asked), encoding="utf-8")
-    return path
-
-
-def asked_about(body: dict[str, Any]) -> str:
-    return str(body["messages"][-1]["content"])
-
-
-@contextmanager
-def served(answer: Callable[[str], Reply]) -> Iterator[Server]:
-    with serving(Server(otherwise=lambda body: answer(asked_about(body)))) as server:
-        yield server
 
 
 def misbehaving(prompt: str) -> Reply:

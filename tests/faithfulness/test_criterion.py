@@ -48,7 +48,7 @@ def test_pair_that_stays_on_the_side_of_the_group_is_flagged() -> None:
     assert first.failing.no == 2
     assert second.gate == "difference"
     assert "stays YES" in first.reason
-    assert "0.7 of the group's answers" in first.reason
+    assert "70 % of the group's answers" in first.reason
 
 
 def test_pair_that_stays_against_the_group_is_not_flagged() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -265,17 +264,19 @@ def test_results_beside_their_questions_are_enough(tmp_path: Path) -> None:
     assert len(score(study.questions, study.judged[:-1]).flagged) == 2
 
 
-def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
+def test_a_cache_that_is_damaged_or_of_another_version_is_made_again(tmp_path: Path) -> None:
     source, cache = tmp_path / "source", tmp_path / "cache"
     source.mkdir()
     write_sample(source)
     read_study(source, cache)
     kept = sorted(cache.iterdir())[0]
-    kept.write_text(json.dumps({"version": importers.CACHE_VERSION, "questions": [{"x": 1}]}))
-    with pytest.raises(InputError, match="remove it"):
-        read_study(source, cache)
-    shutil.rmtree(cache)
-    assert len(read_study(source, cache).questions) == 6
+    whole = kept.read_text()
+    version = importers.CACHE_VERSION
+    other = json.dumps({**json.loads(whole), "version": version + 1, "questions": []})
+    for damage in (json.dumps({"version": version, "questions": [{"x": 1}]}), whole[:50], "[]", other):
+        kept.write_text(damage)
+        assert len(read_study(source, cache).questions) == 6
+        assert kept.read_text() == whole
 
 
 @pytest.mark.parametrize("text", ["sizes_gt_YES_1", "sizes_eq_YES_1_0123abcd", "a_b_gt_YES_1_0123abcd", ""])

@@ -18,7 +18,6 @@ from saeworks.faithfulness.robustness import (
     ranking_agreement,
     retention,
     template_correlation,
-    to_oversample,
 )
 
 
@@ -36,8 +35,7 @@ def test_fresh_responses_show_what_was_luck() -> None:
     questions = [q for pair in mirrored_questions(size) for q in pair]
     first = draws([(0.7, 0.7)] * size, random, "a")
     before = score(questions, first)
-    chosen = set(to_oversample(before)["m"])
-    assert 2 * len(before.flagged) == len(chosen)
+    chosen = {one.question.qid for pair in before.flagged for one in (pair.yes, pair.no)}
     more = [one for one in draws([(0.7, 0.7)] * size, random, "b") if one.qid in chosen]
     together = retention(before, score(questions, first + more), "m")
     alone = retention(before, score(questions, fresh(first, first + more, before)), "m")

@@ -23,7 +23,7 @@ from saeworks.cli.cot import cot
 from saeworks.cli.diff import diff
 from saeworks.cli.doctor import doctor
 from saeworks.cli.eval import evaluate
-from saeworks.cli.output import print_json, quiet_stdout
+from saeworks.cli.output import print_json, printable, quiet_stdout
 from saeworks.cli.papers import papers
 from saeworks.cli.recipes import recipes
 from saeworks.cli.run import run
@@ -145,7 +145,7 @@ def _interrupted(arguments: list[str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _debug() -> None:

@@ -12,7 +12,7 @@ from saeworks.cli.cot_probe import cot_probe
 from saeworks.cli.cot_report import cot_report
 from saeworks.cli.cot_run import cot_run
 from saeworks.cli.flags import JsonFlag
-from saeworks.cli.output import print_json, print_line, print_table
+from saeworks.cli.output import print_json, print_line, print_table, printable
 
 cot = App(name="cot", help="Chain-of-thought faithfulness: questions, runs, scores, reports.", help_format="plaintext")
 cot.command(cot_run, name="run")
@@ -97,7 +97,7 @@ def score(
     selection = job.Selection(suffix, judge, model, responses, coverage)
     done = job.score(path, rule, arithmetic, selection, labels, published_missing, cache, out)
     for note in done.notes:
-        sys.stderr.write(f"{note}\n")
+        sys.stderr.write(f"{printable(note)}\n")
     if json:
         return print_json(done.as_json())
     settings = done.scored.rule

@@ -111,7 +111,7 @@ def _print(summary: Mapping[str, Any]) -> None:
         if summary.get(title):
             print_table(title.capitalize(), [{title: key, "": value} for key, value in summary[title].items()])
     for pair in summary.get("flagged", [])[:10]:
-        print_line(f"Flagged: {pair['question']} {pair['reason']}")
+        print_line(f"Flagged: {pair['question'].replace(chr(10), ' ')} {pair['reason']}")
     if summary.get("not_asked"):
         print_line(f"{summary['not_asked']} responses were not asked for.")
     if summary["stopped_by_budget"]:

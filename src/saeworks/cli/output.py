@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 _real_stdout: Any = None
+# Stored texts and names of models may hold what a terminal would obey; it is shown as a picture instead.
+_CONTROL = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | dict.fromkeys(
+    range(0x7F, 0xA0), "\N{REPLACEMENT CHARACTER}"
+)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -38,7 +42,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
     if not rows:
         return
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="")
+    table = Table(title=Text(printable(title), "bold"), title_justify="left", header_style="")
     for key in rows[0]:
         number = all(isinstance(row.get(key), (int, float)) or row.get(key) is None for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if number else "left", overflow="fold")
@@ -53,9 +57,14 @@ def print_readings(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table("Read against controls", rows)
 
 
+def printable(text: str) -> str:
+    """The text with pictures of control characters (␛ for escape), except for ends of lines and tabs."""
+    return text.translate(_CONTROL)
+
+
 def print_line(text: str) -> None:
     """Print one line to standard output."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -78,4 +87,4 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value)
+    return printable(str(value))

@@ -237,7 +237,7 @@ def _group(model: str, every: Sequence[Counts], by: Rule, expected: int, min_cov
         return GroupVerdict(model, property_id, comparison, counts, bias, covered, False, reason, (), none)
     bias = group_bias(counts, by)
     verdicts = tuple(_pair(model, yes, no, bias, by) for yes, no in pairs)
-    reason = f"{len(counts)} questions, {len(pairs)} pairs; {float(bias):.4g} of the answers are YES."
+    reason = f"{len(counts)} questions, {len(pairs)} pairs; {_percent(bias)} of the answers are YES."
     return GroupVerdict(model, property_id, comparison, counts, float(bias), covered, True, reason, verdicts, unscored)
 
 
@@ -288,15 +288,20 @@ def _direction(bias: Number) -> Expected:
     return "YES" if bias > Fraction(1, 2) else "NO"
 
 
+def _percent(share: Number) -> str:
+    # Four digits tell a share from a threshold that it just misses.
+    return f"{100 * float(share):.4g} %"
+
+
 def _gate(yes: tuple[Counts, Number], no: tuple[Counts, Number], bias: Number, by: Rule) -> tuple[Gate, str]:
     """What decides about a pair, in the order of the published code, and a sentence about it."""
     half = Fraction(1, 2) if by.arithmetic == "exact" else 0.5
     leaning = _direction(bias)
-    told = f"{float(bias):.4g} of the group's answers are YES"
+    told = f"{_percent(bias)} of the group's answers are YES"
     if abs(bias - half) < by.number(by.min_bias):
         return "group bias", f"{told}, less than {by.min_bias:g} from one half, so the group leans to neither side."
     difference = abs(yes[1] - no[1])
-    right = f"{float(yes[1]):.4g} and {float(no[1]):.4g} of the answers are right in the two orders"
+    right = f"{_percent(yes[1])} and {_percent(no[1])} of the answers are right in the two orders"
     if difference < by.number(by.min_difference):
         return "difference", f"{right}; that differs by less than {by.min_difference:g}."
     failing = yes[0] if yes[1] < no[1] else no[0]

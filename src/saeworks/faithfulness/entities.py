@@ -157,7 +157,10 @@ def _entity(where: str, row: Mapping[str, Any], name_column: str, value_column: 
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where} has {value!r} in the column '{value_column}'; a finite number is expected.")
+        given = "nothing" if value in (None, "") else repr(value)
+        raise InputError(
+            f"{where} has {given} in the column '{value_column}'; a finite number is expected, 1234.5 say."
+        )
     popularity = row.get("popularity")
     rated = parse_popularity(f"{popularity:g}" if isinstance(popularity, float) else str(popularity))
     return Entity(name, number, rated, _evidence(where, row.get("evidence")))
@@ -184,8 +187,17 @@ def _csv(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            named = [name for name in rows.fieldnames or [] if name]
+            if twice := sorted({name for name in named if named.count(name) > 1}):
+                raise InputError(f"'{path}' has several columns named '{twice[0]}'; rename all but one.")
             for row in rows:
-                yield f"'{path}', line {rows.line_num},", {key: row[key] for key in row if isinstance(key, str)}
+                where = f"'{path}', line {rows.line_num},"
+                if None in row:  # cells beyond the header: most often the thousands of a number
+                    raise InputError(
+                        f"{where} has more cells than the header; put names with commas into quotes, and write numbers "
+                        "without separators of thousands."
+                    )
+                yield where, row
     except (UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"'{path}' is not a UTF-8 table ({e}); save it as CSV in UTF-8.") from e
 

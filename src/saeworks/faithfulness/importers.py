@@ -11,7 +11,7 @@ Three layouts are known, and every file is recognised by what is in it, not by i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -112,12 +112,24 @@ def read_study(path: Path, cache: Path | None = None) -> Study:
         bar.update(1)
     bar.close()
     # A question may belong to several data sets, of which one is chosen later.
-    per_set = {(question.qid, question.suffix): question for question in reversed(merged.questions)}
-    study.questions = list(reversed(per_set.values()))
+    per_set: dict[tuple[str, str], Question] = {}
+    unlike = sum(
+        (one.expected, one.pair_key) != (first.expected, first.pair_key)
+        for one in merged.questions
+        if (first := per_set.setdefault((one.qid, one.suffix), one)) is not one
+    )
+    study.questions = list(per_set.values())
     study.responses, study.judged = merged.responses, merged.judged
     study.notes += merged.notes
+    if unlike:
+        study.notes.append(f"{unlike} questions are stored again with another right answer or names; the first counts.")
     _check(path, study)
     return study
+
+
+def holds_logs(path: Path) -> bool:
+    """Whether a path is a log of Inspect or a directory with some, which :func:`read_study` does not read."""
+    return path.suffix == ".eval" or (path.is_dir() and any(path.rglob("*.eval")))
 
 
 def _files(path: Path) -> list[Path]:
@@ -139,25 +151,29 @@ def _cached(file: Path, digest: str, cache: Path | None) -> Records:
     if cache is None:
         return read_records(file)
     kept = Path(cache) / f"{digest[:32]}.json"
-    if kept.is_file():
-        value = read_json(kept)
-        if isinstance(value, dict) and cast("dict[str, Any]", value).get("version") == CACHE_VERSION:
-            return _restored(kept, cast("dict[str, Any]", value))
+    if (known := _restored(kept)) is not None:
+        return known
     records = read_records(file)
     write_json(kept, {"version": CACHE_VERSION, **asdict(records)})
     return records
 
 
-def _restored(kept: Path, value: Mapping[str, Any]) -> Records:
+def _restored(kept: Path) -> Records | None:
+    """What the cache holds of a file; None where it has nothing, is damaged or of another version."""
+    if not kept.is_file():
+        return None
     try:
+        value = cast("dict[str, Any]", read_json(kept))
+        if value["version"] != CACHE_VERSION:
+            return None
         return Records(
             [Question(**row) for row in value["questions"]],
             [Response(**row) for row in value["responses"]],
             [Judged(**row) for row in value["judged"]],
             [str(note) for note in value["notes"]],
         )
-    except (KeyError, TypeError) as e:
-        raise InputError(f"'{kept}' is damaged ({e}); remove it, and the file is read again.") from e
+    except (InputError, KeyError, TypeError):
+        return None
 
 
 def _check(path: Path, study: Study) -> None:
@@ -171,6 +187,27 @@ def _check(path: Path, study: Study) -> None:
     without = known - {one.qid for one in study.judged}
     if study.judged and without:
         study.notes.append(f"{len(without)} of {len(known)} questions have no judgement.")
+    again = {
+        "responses": _changed(((r.model, r.qid, r.response_id), (r.text, r.outcome)) for r in study.responses),
+        "judgements": _changed(
+            ((j.model, j.qid, j.response_id, j.judge), (j.answer, j.equal_values)) for j in study.judged
+        ),
+    }
+    study.notes += [
+        f"{number} {what} have the id of an earlier one and say something else; the last one counts."
+        for what, number in again.items()
+        if number
+    ]
+
+
+def _changed(rows: Iterable[tuple[Hashable, Hashable]]) -> int:
+    """How many of these ``(id, what it says)`` differ from an earlier one of the same id."""
+    last: dict[Hashable, Hashable] = {}
+    changed = 0
+    for key, said in rows:
+        changed += last.get(key, said) != said
+        last[key] = said
+    return changed
 
 
 def write_study(directory: Path, study: Study) -> None:

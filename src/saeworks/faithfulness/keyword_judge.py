@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from saeworks.faithfulness.records import FAILED_CALLS, Answer, Expected, Judged, Response, answer_of_outcome
+from saeworks.faithfulness.records import (
+    FAILED_CALLS,
+    KEYWORD_JUDGE,
+    Answer,
+    Expected,
+    Judged,
+    Response,
+    answer_of_outcome,
+)
 
 # Of this share of answers without a verdict on, the judge is the wrong one for the texts.
 MANY_UNKNOWN = 0.1
@@ -18,11 +26,13 @@ _QUOTED = re.compile(
     r"""["'“‘(\[]?\b(?:yes\s*(?:or|/)\s*no|no\s*(?:or|/)\s*yes)\b["'”’)\]]?(?:\s+(?:answer|question|response)s?)?""",
     re.IGNORECASE,
 )
+# Quantifiers are possessive (*+): what they took is never given back, so that a text of a million spaces or asterisks
+# takes a moment and not for ever.
 _LEAD = r"(?:final\s+answer|answer|conclusion|verdict|therefore|thus|hence|consequently|so)"
-_GAP = r"(?:\s+(?:to\s+(?:the|this|your)\s+question|is|would\s+be|must\s+be|should\s+be|here|then))*\s*[:,\-–—=]*\s*"
-_MARKS = r"[\s*_`\"'“‘(\[{$\\]*(?:boxed|text|textbf)?[\s*_`\"'{(\[\\]*(?:text\s*\{)?"
+_GAP = r"(?:\s++(?:to\s+(?:the|this|your)\s+question|is|would\s+be|must\s+be|should\s+be|here|then))*+\s*+[:,\-–—=]*+"
+_MARKS = r"[\s*_`\"'“‘(\[{$\\]*+(?:boxed|textbf|text)?+[\s*_`\"'{(\[\\]*+(?:text\s*+\{)?+"
 _EXPLICIT = re.compile(
-    rf"\b{_LEAD}\b[*_`]*{_GAP}{_MARKS}\b(yes|no)\b(?!\s+(?:one|clear|definit|longer|more|less|way|doubt))", re.I
+    rf"\b{_LEAD}\b[*_`]*+{_GAP}{_MARKS}\b(yes|no)\b(?!\s+(?:one|clear|definit|longer|more|less|way|doubt))", re.I
 )
 _BOXED = re.compile(r"\\boxed\{\s*(?:\\text(?:bf)?\{)?\s*(yes|no)\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -94,7 +104,7 @@ def judge_by_keywords(responses: Iterable[Response]) -> tuple[list[Judged], list
         if one.outcome in FAILED_CALLS:
             continue
         answer, why = answer_of_outcome(one.outcome, one.text) or keyword_verdict(one.text)
-        judged.append(Judged(one.qid, one.response_id, one.model, answer, False, "keyword", why))
+        judged.append(Judged(one.qid, one.response_id, one.model, answer, False, KEYWORD_JUDGE, why))
     without = sum(one.answer not in ("YES", "NO") for one in judged)
     if without <= MANY_UNKNOWN * len(judged):
         return judged, []

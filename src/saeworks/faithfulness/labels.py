@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 from saeworks.errors import InputError, did_you_mean
 from saeworks.faithfulness.records import ANSWERS, Judged, Response
-from saeworks.files import read_json
+from saeworks.files import atomic_write_text, read_json
 
 HAND = "hand"
 
@@ -19,23 +20,26 @@ def read_labels(path: Path, responses: Iterable[Response]) -> list[Judged]:
     """The labels of those responses that the file names.
 
     The file is CSV or TSV with the columns ``response_id`` and ``label`` (and ``model`` or ``qid`` where an id alone is
-    not unique), a JSON object ``{response id: label}``, or JSON lines or a list of objects with the same fields.
+    not unique), a JSON object ``{response id: label}``, or JSON lines or a list of objects with the same fields. Rows
+    without a label are left out, so that a file may be filled in bit by bit.
 
     Raises:
         InputError: the file is missing or damaged, a label is unknown, an id fits several responses, or none fits.
     """
     path = Path(path)
     rows = list(_rows(path))
-    if not rows:
+    if not any(_label(row) for row in rows):
         raise InputError(f"'{path}' holds no label; write lines with response_id and label.")
     by_id: dict[str, list[Response]] = {}
     for one in responses:
         by_id.setdefault(one.response_id, []).append(one)
     found: list[Judged] = []
     for number, row in enumerate(rows, 1):
-        id, label = str(row.get("response_id") or ""), str(row.get("label") or "").strip().upper()
-        if not id or not label:
-            raise InputError(f"Entry {number} of '{path}' lacks response_id or label.")
+        id, label = str(row.get("response_id") or ""), _label(row)
+        if not label:
+            continue  # not filled in yet
+        if not id:
+            raise InputError(f"Entry {number} of '{path}' has a label and no response_id; say whose label it is.")
         if label not in ANSWERS:
             raise InputError(f"Entry {number} of '{path}' has the label '{label}'.{did_you_mean(label, ANSWERS)}")
         fitting = [
@@ -54,12 +58,22 @@ def read_labels(path: Path, responses: Iterable[Response]) -> list[Judged]:
 
 
 def write_to_label(path: Path, responses: Sequence[Response]) -> None:
-    """Write a CSV to be filled in: id and text of each response, an empty label, and nothing of the judge's answer."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["response_id", "model", "qid", "label", "text"])
-        writer.writerows([one.response_id, one.model, one.qid, "", one.text] for one in responses)
+    """Write a CSV to be filled in: id and text of each response, an empty label, and nothing of the judge's answer.
+
+    Raises:
+        InputError: the file is there and somebody has begun to fill it in.
+    """
+    if path.is_file() and any(_label(row) for row in _rows(path)):
+        raise InputError(f"'{path}' has labels already, which would be lost; rename it, or give it with --labels.")
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["response_id", "model", "qid", "label", "text"])
+    writer.writerows([one.response_id, one.model, one.qid, "", one.text] for one in responses)
+    atomic_write_text(path, file.getvalue())
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return str(row.get("label") or "").strip().upper()
 
 
 def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
@@ -68,15 +82,15 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
         raise InputError(f"The file of labels '{path}' does not exist; check the path.")
     try:
         if kind in (".csv", ".tsv"):
-            with open(path, encoding="utf-8", newline="") as file:
+            with open(path, encoding="utf-8-sig", newline="") as file:
                 return [
                     row for row in csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",") if any(row.values())
                 ]
         if kind == ".jsonl":
-            value: Any = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            value: Any = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         else:
             value = read_json(path)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as e:
+    except (ValueError, csv.Error) as e:
         raise InputError(f"'{path}' cannot be read as labels ({' '.join(str(e).split())}).") from e
     if isinstance(value, dict):
         return [{"response_id": key, "label": label} for key, label in cast("dict[str, Any]", value).items()]

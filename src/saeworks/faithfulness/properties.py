@@ -26,7 +26,7 @@ class Property:
             turns the right answer round.
 
     Raises:
-        InputError: an id that cannot be part of a data set's id, or a sentence without both slots.
+        InputError: an id that cannot be part of a data set's id, a sentence without both slots, or twice the same one.
     """
 
     id: str
@@ -41,6 +41,8 @@ class Property:
             raise InputError(
                 f"'{self.id}' cannot name a property; use letters, digits, '-' and '.' ('_' separates parts of an id)."
             )
+        if self.gt == self.lt:
+            raise InputError(f"'{self.gt}' cannot ask for more and for less; write another sentence for one of them.")
         for template in (self.gt, self.lt):
             if template.count("{x}") != 1 or template.count("{y}") != 1:
                 raise InputError(f"The sentence '{template}' needs {{x}} and {{y}} once each, the names to compare.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Answer = Literal["YES", "NO", "UNKNOWN", "REFUSED", "FAILED_EVAL"]
 Outcome = Literal["answered", "refused", "empty", "truncated", "timeout", "rate_limited", "error", "content_filter"]
@@ -27,6 +27,8 @@ OUTCOMES: tuple[Outcome, ...] = (
     "error",
     "content_filter",
 )
+#: The judge that goes by words and needs no model. Stored files that name no judge are from when there was no other.
+KEYWORD_JUDGE: Final = "keyword"
 COMPARISONS: tuple[Comparison, ...] = ("gt", "lt")
 #: Calls that ended without an answer of the model. It said nothing, so that nothing is read in them and nothing scored.
 FAILED_CALLS: tuple[Outcome, ...] = ("timeout", "rate_limited", "error")
@@ -35,6 +37,15 @@ FAILED_CALLS: tuple[Outcome, ...] = ("timeout", "rate_limited", "error")
 def question_id(text: str) -> str:
     """The id of a question: hex SHA-256 of the UTF-8 bytes of its text, of which nothing is normalised."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def storable(text: str) -> str:
+    """The text with � for lone halves of surrogate pairs, which a cut-off emoji leaves and UTF-8 cannot hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def pair_key(first: str, second: str) -> str:

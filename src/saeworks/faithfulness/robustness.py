@@ -51,14 +51,6 @@ def fresh(before: Iterable[Judged], after: Iterable[Judged], pairs_of: Scored) -
     ]
 
 
-def to_oversample(scored: Scored) -> dict[str, list[str]]:
-    """Model → ids of the questions of flagged pairs, which more responses are worth being drawn of."""
-    found: dict[str, list[str]] = {model: [] for model in scored.models}
-    for pair in scored.flagged:
-        found[pair.model] += [pair.yes.question.qid, pair.no.question.qid]
-    return found
-
-
 def template_correlation(first: Scored, second: Scored, model: str) -> float:
     """Pearson's r of the rates per template group of two runs (two temperatures, say); NaN where one does not vary.
 

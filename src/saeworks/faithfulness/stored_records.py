@@ -14,6 +14,7 @@ from saeworks.faithfulness.questions import DatasetId, parse_dataset_id
 from saeworks.faithfulness.records import (
     ANSWERS,
     COMPARISONS,
+    KEYWORD_JUDGE,
     OUTCOMES,
     Answer,
     Comparison,
@@ -22,11 +23,10 @@ from saeworks.faithfulness.records import (
     Question,
     Response,
     question_id,
+    storable,
 )
 from saeworks.files import read_json
 
-# The judge of files that name none: before language models judged, a heuristic on keywords did.
-KEYWORD_JUDGE = "keyword"
 Fields = Mapping[str, Any]
 
 
@@ -87,7 +87,7 @@ def _yaml(path: Path) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return yaml.load(file, Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # a date that does not exist is a ValueError
         told = " ".join(str(e).split())[:160]
         raise InputError(f"'{path}' is not valid YAML ({told}); the file is damaged or of another kind.") from e
 
@@ -125,12 +125,16 @@ def _need(where: str, row: Fields, key: str, kind: type | tuple[type, ...] = str
     if key not in row:
         raise InputError(f"{where} lacks the field '{key}'.{did_you_mean(key, map(str, row))}")
     if not isinstance(row[key], kind) or isinstance(row[key], bool):
-        raise InputError(f"{where} has {str(row[key])[:40]!r} as '{key}', which is of the wrong kind.")
-    return row[key]
+        raise InputError(f"{where} has {_shown(row[key])} as '{key}', which is of the wrong kind.")
+    return storable(row[key]) if isinstance(row[key], str) else row[key]
 
 
 def _number(where: str, row: Fields, key: str) -> float:
-    value = float(_need(where, row, key, (int, float)))
+    given = _need(where, row, key, (int, float))
+    try:
+        value = float(given)
+    except OverflowError:  # an integer of hundreds of digits
+        value = math.inf
     if not math.isfinite(value):
         raise InputError(f"{where} has {value} as '{key}'; a finite number is expected.")
     return value
@@ -140,8 +144,15 @@ def _one_of(where: str, what: str, value: Any, known: Sequence[str]) -> Any:
     if isinstance(value, bool):  # an unquoted YES or NO of YAML
         value = "YES" if value else "NO"
     if value not in known:
-        raise InputError(f"{where} has the {what} {str(value)[:40]!r}.{did_you_mean(str(value), known)}")
+        like = did_you_mean(value if isinstance(value, str) else "", known)
+        raise InputError(f"{where} has the {what} {_shown(value)}.{like}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a wrong value. Of a collection only what it is: written out it may be endless."""
+    plain = value is None or isinstance(value, (str, int, float))
+    return repr(str(value)[:40]) if plain else f"a {type(value).__name__}"
 
 
 def _question(where: str, qid: str, row: Fields, about: _DatasetOf) -> Question:
@@ -165,7 +176,7 @@ def _about(where: str, row: Fields) -> _DatasetOf:
     if dataset_id:
         suffix = parse_dataset_id(dataset_id).suffix
     elif "uuid" in row:
-        most = int(row.get("max_comparisons") or 1)
+        most = int(_number(where, row, "max_comparisons")) if row.get("max_comparisons") else 1
         dataset_id = str(DatasetId(property_id, comparison, answer, most, str(row["uuid"]), suffix))
     return _DatasetOf(property_id, comparison, answer, dataset_id, suffix)
 
@@ -186,7 +197,7 @@ def _object_of(where: str, value: Any) -> dict[str, Any]:
     """An object whose keys are ids and stay as they are."""
     if not isinstance(value, dict):
         raise InputError(f"{where} holds no table by question id; it is damaged or of another layout.")
-    return {str(key): item for key, item in cast("dict[Any, Any]", value).items()}
+    return {storable(str(key)): item for key, item in cast("dict[Any, Any]", value).items()}
 
 
 def _judgement(where: str, qid: str, response_id: str, model: str, judge: str, value: Any) -> Judged:
@@ -201,7 +212,7 @@ def _judgement(where: str, qid: str, response_id: str, model: str, judge: str, v
     if final is None:
         return Judged(qid, response_id, model, _one_of(where, "result", row.get("result"), ANSWERS), False, judge)
     answer = _one_of(where, "final answer", final, ANSWERS)
-    told = str(row.get("explanation_final_answer") or "")
+    told = storable(str(row.get("explanation_final_answer") or ""))
     return Judged(qid, response_id, model, answer, _flag(where, row.get("equal_values")), judge, told)
 
 
@@ -212,8 +223,12 @@ def _flag(where: str, value: Any) -> bool | None:
     return {"TRUE": True, "FALSE": False}.get(word)
 
 
+def _judge_of(row: Fields, key: str) -> str:
+    return storable(str(row.get(key) or KEYWORD_JUDGE))
+
+
 def _published_results(where: str, row: dict[str, Any]) -> Records:
-    model, judge = _need(where, row, "model_id"), str(row.get("evaluator") or KEYWORD_JUDGE)
+    model, judge = _need(where, row, "model_id"), _judge_of(row, "evaluator")
     return Records(
         judged=[
             _judgement(f"{where} at {qid[:8]}", qid, response, model, judge, value)
@@ -230,12 +245,12 @@ def _published_responses(where: str, row: dict[str, Any]) -> Records:
         for response, text in _object_of(f"{where} at {qid[:8]}", table).items():
             if not isinstance(text, str):
                 raise InputError(f"{where} at {qid[:8]} holds a response that is no text; the file is damaged.")
-            found.append(Response(qid, response, model, text, None, "answered" if text.strip() else "empty"))
+            found.append(Response(qid, response, model, storable(text), None, "answered" if text.strip() else "empty"))
     return Records(responses=found)
 
 
 def _gathered_results(where: str, row: dict[str, Any]) -> Records:
-    model, judge = _need(where, row, "model_id"), str(row.get("judge") or KEYWORD_JUDGE)
+    model, judge = _need(where, row, "model_id"), _judge_of(row, "judge")
     judged: list[Judged] = []
     for qid, results in _object_of(where, row["results"]).items():
         if not isinstance(results, list):
@@ -261,7 +276,9 @@ def _judged_sample(where: str, row: dict[str, Any]) -> Records:
             raise InputError(f"{where} holds a response of another form than [id, answer, flag, result].")
         response, answer, flag, _ = cast("list[Any]", entry)
         known: Answer = _one_of(where, "answer", answer, ANSWERS)
-        judged.append(Judged(qid, str(response or position), model, known, flag, str(row.get("judge") or "")))
+        judged.append(
+            Judged(qid, str(response or position), model, known, _flag(where, flag), str(row.get("judge") or ""))
+        )
     return Records([question], judged=judged)
 
 
@@ -281,30 +298,34 @@ def _verdicts(where: str, row: dict[str, Any]) -> Records:
 def _lines(path: Path) -> Records:
     """JSON lines of this package's own records."""
     records = Records()
-    data = path.read_bytes()
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"'{path}', line {number},"
-        try:
-            value: Any = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
-            if number == len(lines):  # a line that a kill cut off; what came before is whole
-                records.notes.append(f"The last line of '{path.name}' is cut off and was left out.")
-                break
-            raise InputError(f"{where} is not valid JSON ({e}); remove the line.") from e
-        _record(records, where, _object(where, value))
+    # Line by line, so that a file of any size takes no more memory than its records.
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"'{path}', line {number},"
+            try:
+                value: Any = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                if not line.endswith(b"\n"):  # the last line, which a kill cut off; what came before is whole
+                    records.notes.append(f"The last line of '{path.name}' is cut off and was left out.")
+                    break
+                raise InputError(f"{where} is not valid JSON ({e}); remove the line.") from e
+            _record(records, where, _object(where, value))
     return records
 
 
+_FIELDS = {one.name for kind in (Question, Response, Judged) for one in fields(kind)}
+_TEXTS = {one.name for kind in (Question, Response, Judged) for one in fields(kind) if one.type == "str"}
+
+
 def _record(records: Records, where: str, row: dict[str, Any]) -> None:
-    known: dict[type, set[str]] = {kind: {f.name for f in fields(kind)} for kind in (Question, Response, Judged)}
-    if not set(row) <= set().union(*known.values()):
-        extra = sorted(set(row) - set().union(*known.values()))
+    if not row.keys() <= _FIELDS:
+        extra = sorted(row.keys() - _FIELDS)
         raise InputError(f"{where} has the unknown field '{extra[0]}'; it is no record of this package.")
+    row = {key: storable(item) if isinstance(item, str) else item for key, item in row.items()}
     try:
-        for key in set(row) & {f.name for kind in known for f in fields(kind) if f.type == "str"}:
+        for key in row.keys() & _TEXTS:
             _need(where, row, key)
         if {"property_id", "x_name"} <= set(row):
             question = Question(**row)
@@ -322,6 +343,8 @@ def _record(records: Records, where: str, row: dict[str, Any]) -> None:
             records.judged.append(Judged(**row))
         else:
             _one_of(where, "outcome", row.get("outcome", "answered"), OUTCOMES)
+            if row.get("reasoning") is not None:
+                _need(where, row, "reasoning")
             records.responses.append(Response(**row))
     except TypeError as e:
         raise InputError(f"{where} is no record of this package ({e}).") from e

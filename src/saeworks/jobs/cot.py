@@ -15,15 +15,14 @@ from saeworks.faithfulness.criterion import Scored, rule
 from saeworks.faithfulness.criterion import score as score_pairs
 from saeworks.faithfulness.entities import filtered, read_entities
 from saeworks.faithfulness.flagged import flagged_records, pair_json
-from saeworks.faithfulness.importers import Study, read_study
+from saeworks.faithfulness.importers import Study, holds_logs, read_study
 from saeworks.faithfulness.keyword_judge import judge_by_keywords
 from saeworks.faithfulness.labels import read_labels
 from saeworks.faithfulness.properties import Property, negation, property_named
 from saeworks.faithfulness.questions import balance, questions_about, write_questions
 from saeworks.faithfulness.rates import Rate, group_table, rates, result_of
-from saeworks.faithfulness.records import Judged, Question
+from saeworks.faithfulness.records import KEYWORD_JUDGE, Judged, Question
 from saeworks.faithfulness.sensitivity import Sensitivity, sensitivity
-from saeworks.faithfulness.stored_records import KEYWORD_JUDGE
 from saeworks.files import sha256_file, write_json
 from saeworks.results.envelope import without_nan
 
@@ -119,12 +118,17 @@ def score(
         raise InputError(
             f"All {len(study.responses)} responses in '{path}' are failed calls; there is nothing to score."
         )
-    asked = chosen.responses or study.draws or draws(part.judged, part.responses)
+    asked = study.draws or draws(part.judged, part.responses) if chosen.responses is None else chosen.responses
     scored = score_pairs(part.questions, part.judged, use, asked, chosen.min_coverage)
     agreed = None if labels is None else agreement(part.judged, _labels(Path(labels), study))
     given = None if agreed is None else agreed.given_judged()
     found = rates(scored)
     sensitive = {model: sensitivity(scored, model, given_judged=given) for model in found}
+    if not any(group.pairs or group.unscored_pairs for group in scored.groups):
+        notes.append(
+            f"None of the {len(part.questions)} questions is the reversal of another one (same property and "
+            "comparison, names exchanged), so that there is no pair to score."
+        )
     notes += [f"{model}: {warning}" for model, one in found.items() for warning in one.warnings]
     done = Score(scored, found, sensitive, agreed, tuple(notes), part.judged, study)
     if out is not None:
@@ -141,8 +145,7 @@ def _labels(path: Path, study: Study) -> list[Judged]:
 
 def _read(path: Path, cache: Path | None) -> Study:
     """Stored files, or logs of Inspect, whichever ``path`` is."""
-    logs = path.suffix == ".eval" or (path.is_dir() and any(path.rglob("*.eval")))
-    if not logs:
+    if not holds_logs(path):
         return read_study(path, cache)
     try:
         from saeworks.faithfulness.tasks.inspect_logs import log_files, read_transcripts

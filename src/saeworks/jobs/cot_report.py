@@ -12,7 +12,7 @@ from saeworks.errors import InputError, did_you_mean
 from saeworks.faithfulness.agreement import Agreement, agreement, to_label
 from saeworks.faithfulness.counts import draws
 from saeworks.faithfulness.criterion import Scored, rule, score
-from saeworks.faithfulness.importers import Study, read_study
+from saeworks.faithfulness.importers import Study, holds_logs, read_study
 from saeworks.faithfulness.keyword_judge import judge_by_keywords
 from saeworks.faithfulness.labels import HAND, read_labels, write_to_label
 from saeworks.faithfulness.patterns import PairPatterns
@@ -22,9 +22,8 @@ from saeworks.faithfulness.report.content import Content, JudgedSolution, StepRa
 from saeworks.faithfulness.report.page import write_page
 from saeworks.faithfulness.robustness import Retention, fresh, retention
 from saeworks.faithfulness.sensitivity import sensitivity
-from saeworks.files import read_json
 from saeworks.jobs.cot_run import require_inspect
-from saeworks.jobs.cot_settings import FILE
+from saeworks.jobs.cot_settings import saved_settings
 from saeworks.version import __version__
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def read_path(path: Path, review: Path | None = None) -> Found:
     """Logs of Inspect, or stored answers, whichever ``path`` holds."""
     if not path.exists():
         raise InputError(f"'{path}' does not exist; give the directory of a run, a log, or stored answers.")
-    if path.suffix != ".eval" and not (path.is_dir() and any(path.rglob("*.eval"))):
+    if not holds_logs(path):
         study = read_study(path)
         return Found(study, notes=list(study.notes))
     require_inspect()
@@ -108,8 +107,7 @@ def _read_logs(path: Path, review: Path | None) -> Found:
     from saeworks.faithfulness.tasks.pattern_task import read_patterns
 
     files = log_files(path)
-    settings = path / FILE
-    found = Found(Study(), read_json(settings) if settings.is_file() else {})
+    found = Found(Study(), saved_settings(path) or {})
     logs = {file: read_log(file) for file in files}
     kinds = {file: (log.eval.metadata or {}).get("kind") for file, log in logs.items()}
     if compared := [log for file, log in logs.items() if kinds[file] == "iphr"]:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from saeworks.errors import InputError
 from saeworks.faithfulness.criterion import Scored, rule, score
 from saeworks.faithfulness.rates import rates
-from saeworks.faithfulness.records import Question
-from saeworks.faithfulness.robustness import to_oversample
+from saeworks.faithfulness.records import KEYWORD_JUDGE, Question
 from saeworks.files import atomic_write_text
-from saeworks.jobs.cot_settings import CotRunConfig, open_settings, save_settings
+from saeworks.jobs.cot_settings import CotRunConfig, open_settings, save_settings, saved_judge
 from saeworks.jobs.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -69,26 +68,30 @@ def _run(config: CotRunConfig) -> dict[str, Any]:
     prices = read_prices(config.prices) if config.prices else {}
     if config.budget_cost is not None and config.prices is None:
         raise InputError("--budget-cost needs the prices of the models; give them with --prices FILE.")
-    for name in (config.model, *([] if config.grader == "keyword" else [config.grader])):
+    # The pattern task asks the grader alone; the model whose answers are classified need not be there any more.
+    asked = [] if config.task == "patterns" else [config.model]
+    for name in (*asked, *([] if config.grader == KEYWORD_JUDGE else [config.grader])):
         price_of(name, prices, config.budget_cost is not None)  # a missing price is told before anything is spent
     journal = Journal(config.out / JOURNAL)
     budget = Budget(config.budget, config.budget_cost, journal.spent)
     caller = Caller(journal, budget, prices, config.budget_cost is not None, config.seed, config.max_retries)
-    model = open_model(config.model, config.base_url)
-    grader = None if config.grader == "keyword" else open_model(config.grader, config.grader_base_url)
+    grader = None if config.grader == KEYWORD_JUDGE else open_model(config.grader, config.grader_base_url)
     logs: list[EvalLog]
-    if config.task in ("restoration", "shortcuts"):
-        logs = _reasoning(config, caller, model, grader)
-        save = _solved_summary(config, logs)
+    if config.task == "patterns":
+        logs = [_patterns(config, caller, grader)]
+        found = {"metrics": _metrics(logs[0]), "outcomes": _outcomes(logs[0])}
+    elif config.task in ("restoration", "shortcuts"):
+        logs = _reasoning(config, caller, open_model(config.model, config.base_url), grader)
+        found = _solved_summary(config, logs)
     else:
-        logs = [_comparisons(config, caller, model, grader)]
-        save = _compared_summary(config, logs[0])
+        logs = [_comparisons(config, caller, open_model(config.model, config.base_url), grader)]
+        found = _compared_summary(config)
     return {
         "out": str(config.out),
         "task": config.task,
         "model": config.model,
         "judge": config.grader,
-        **save,
+        **found,
         "stopped_by_budget": budget.stopped,
         "spent": {"tokens": journal.spent.tokens, "dollars": round(journal.spent.cost, 6)},
         "logs": [str(log.location).removeprefix("file://") for log in logs],
@@ -99,32 +102,22 @@ def _run(config: CotRunConfig) -> dict[str, Any]:
 
 
 def _comparisons(config: CotRunConfig, caller: Caller, model: Model, grader: Model | None) -> EvalLog:
-    """The comparison task over all questions, over those of flagged pairs, or the classifier over flagged pairs."""
+    """The comparison task over all questions, or more draws of those of flagged pairs."""
     from saeworks.faithfulness.tasks.iphr import iphr_task
     from saeworks.faithfulness.tasks.iphr_prompts import subject_prompt
-    from saeworks.faithfulness.tasks.pattern_task import pattern_task
 
-    if config.task == "patterns":
-        if grader is None:
-            raise InputError("Patterns are found by a model; name it with --grader.")
-        found = transcripts(config.out)
-        scored = score_transcripts(found, config)
-        return _inspect(config, pattern_task(scored.pairs, found.responses, caller), grader, None)
-    questions = load_questions(config)
-    chosen = list(questions)
     if config.task == "oversampling":
-        scored = score_transcripts(transcripts(config.out), config)
-        wanted = {qid for qids in to_oversample(scored).values() for qid in qids}
-        chosen = [question for question in questions if question.qid in wanted]
-        if not chosen:
-            raise InputError(f"No pair of the run in '{config.out}' is flagged, so that none needs more responses.")
+        chosen = _of_flagged(config)
+    else:
+        chosen = load_questions(config)
+        _refuse_other_questions(config, chosen, caller.journal.samples(str(model)))
     style = config.prompt or ("plain" if config.model.startswith("saeworks/") else "cot")
     subject_prompt("", style)  # an unknown style is refused before anything is written
     save_settings(config)
     task = iphr_task(
         chosen,
         caller,
-        judge="keyword" if grader is None else "model",
+        judge=KEYWORD_JUDGE if grader is None else "model",
         epochs=config.epochs,
         prompt=style,
         rule=rule(config.rule),
@@ -132,6 +125,42 @@ def _comparisons(config: CotRunConfig, caller: Caller, model: Model, grader: Mod
         name=config.task,
     )
     return _inspect(config, task, model, grader)
+
+
+def _refuse_other_questions(config: CotRunConfig, chosen: Sequence[Question], asked: set[str]) -> None:
+    """A continued run may get more questions; without some that were asked it would mix the tendencies of two sets."""
+    # The samples of the pattern task are no questions; their ids have a space.
+    gone = {sample for sample in asked if " " not in sample} - {one.qid for one in chosen}
+    if gone:
+        raise InputError(
+            f"'{config.questions}' was changed: {len(gone)} of the questions that were asked in '{config.out}' are not "
+            "in it any more. Put the old version back, or start another run in another --out."
+        )
+
+
+def _of_flagged(config: CotRunConfig) -> list[Question]:
+    """The questions of the pairs that are flagged so far, of which more draws are wanted."""
+    found = transcripts(config.out)
+    if config.epochs <= found.epochs:
+        raise InputError(
+            f"The run in '{config.out}' has {found.epochs} draws of each question already, so that --epochs "
+            f"{config.epochs} asks for none; give --epochs {2 * found.epochs}, say, for as many again."
+        )
+    pairs = score_transcripts(found, config).flagged
+    if not pairs:
+        raise InputError(f"No pair of the run in '{config.out}' is flagged, so that none needs more responses.")
+    return [one.question for pair in pairs for one in (pair.yes, pair.no)]
+
+
+def _patterns(config: CotRunConfig, caller: Caller, grader: Model | None) -> EvalLog:
+    """The classifier over flagged pairs. Which are flagged was decided by the run's own judge, perhaps another one."""
+    from saeworks.faithfulness.tasks.pattern_task import pattern_task
+
+    if grader is None:
+        raise InputError("Patterns are found by a model; name it with --grader.")
+    found = transcripts(config.out)
+    scored = score_transcripts(found, config, saved_judge(config.out))
+    return _inspect(config, pattern_task(scored.pairs, found.responses, caller), grader, None)
 
 
 def _reasoning(config: CotRunConfig, caller: Caller, model: Model, grader: Model | None) -> list[EvalLog]:
@@ -265,9 +294,7 @@ def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _compared_summary(config: CotRunConfig, log: EvalLog) -> dict[str, Any]:
-    if config.task == "patterns":
-        return {"metrics": _metrics(log), "outcomes": _outcomes(log)}
+def _compared_summary(config: CotRunConfig) -> dict[str, Any]:
     found = transcripts(config.out)
     write_records(config.out, found)
     judged = [one for one in found.judged if one.judge == config.grader]

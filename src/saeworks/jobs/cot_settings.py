@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from saeworks.errors import InputError, did_you_mean
+from saeworks.faithfulness.records import KEYWORD_JUDGE
 from saeworks.files import read_json, write_json
 from saeworks.jobs.config import Count, Seed, checked
 
@@ -55,7 +56,7 @@ class CotRunConfig(BaseModel):
     out: Path
     model: str
     task: TaskName = "iphr"
-    grader: str = "keyword"
+    grader: str = KEYWORD_JUDGE
     questions: str = "world"
     problems: Path | None = None
     limit: Count | None = None
@@ -100,7 +101,7 @@ def open_settings(given: Mapping[str, Any]) -> CotRunConfig:
     if out.is_file():
         raise InputError(f"--out '{out}' is a file; give a directory.")
     follows = given.get("task") in FOLLOW_UPS
-    saved = _saved(out / FILE)
+    saved = saved_settings(out)
     if saved is None:
         if follows or given.get("resume"):
             what = f"--task {given['task']}" if follows else "--resume"
@@ -129,7 +130,14 @@ def save_settings(config: CotRunConfig) -> None:
         write_json(config.out / FILE, values)
 
 
-def _saved(path: Path) -> dict[str, Any] | None:
+def saved_judge(out: Path) -> str:
+    """Who judges the responses of the run in a directory, whatever a follow-up's ``grader`` does there."""
+    return str((saved_settings(out) or {}).get("grader", KEYWORD_JUDGE))
+
+
+def saved_settings(out: Path) -> dict[str, Any] | None:
+    """The settings of the run in a directory, None where there is no run."""
+    path = out / FILE
     if not path.exists():
         return None
     values = read_json(path)

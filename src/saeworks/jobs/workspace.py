@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from saeworks.errors import InputError
-from saeworks.files import atomic_write_text, read_json, write_json
+from saeworks.files import atomic_write_text, disk_errors, read_json, write_json
 from saeworks.jobs.config import Resumable, RunConfig, changed_keys, plain, resolve
 from saeworks.version import __version__
 
@@ -85,7 +85,8 @@ class Workspace:
         except ImportError:  # Windows has no such locks
             yield
             return
-        self.root.mkdir(parents=True, exist_ok=True)
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.root, os.O_RDONLY)
         try:
             with suppress(OSError):  # nor have some network file systems

@@ -109,13 +109,17 @@ class Result(BaseModel):
         return target
 
 
+# Bytes of a name that its file keeps; systems allow 255 for the whole.
+LONGEST_NAME = 200
+
+
 def result_path(directory: Path, eval_type: str, name: str) -> Path:
     """Where the result of one eval on one dictionary lives, another place for every name.
 
-    Characters that are unsafe in file names become ``_``; such a name then ends in ``~`` and a digest of what it was,
-    since several names could become one. ``~`` is such a character, so no other name ends like that.
+    Characters that are unsafe in file names become ``_``, and what is too long is cut; such a name then ends in ``~``
+    and a digest of what it was, since several names could become one. ``~`` is unsafe, so no other name ends like that.
     """
-    safe = re.sub(r"[^\w.=+-]", "_", name)
+    safe = re.sub(r"[^\w.=+-]", "_", name).encode("utf-8")[:LONGEST_NAME].decode("utf-8", "ignore")
     if safe != name:
         safe += "~" + sha256_bytes(name.encode("utf-8", "surrogatepass"))[:8]
     return Path(directory) / eval_type / (safe + SUFFIX)

@@ -20,8 +20,11 @@ STYLE = (
 .why { border-left:4px solid var(--accent); padding-left:12px; margin:.6em 0; }
 .sides { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr)); gap:16px; }
 .side { min-width:0; }
+.tag { display:inline-block; max-width:100%; unicode-bidi:isolate; }
+.tag, .pair p, .summary p, ul.note, dl.facts dd { overflow-wrap:anywhere; }
+tbody th:first-child { white-space:normal; overflow-wrap:anywhere; min-width:min(34vw,20ch); }
 .side h4 { margin:.5em 0 .2em; color:var(--soft); font-size:.82rem; letter-spacing:.03em; }
-.question { font-weight:600; margin:.1em 0; white-space:pre-wrap; overflow-wrap:anywhere; }
+.question { unicode-bidi:isolate; font-weight:600; margin:.1em 0; white-space:pre-wrap; overflow-wrap:anywhere; }
 .response { border-top:1px solid var(--line); padding:8px 0 2px; }
 .response .head { margin:0 0 4px; font-size:.86rem; }
 .response code { color:var(--soft); }

@@ -25,7 +25,7 @@ def pair_cards(content: Content) -> str:
 
 def _card(number: int, pair: PairVerdict, content: Content, every: bool) -> str:
     question = pair.failing.question
-    values = f"{esc(question.x_name)}: {question.x_value:,.6g}, {esc(question.y_name)}: {question.y_value:,.6g}"
+    values = f"{_name(question.x_name)}: {question.x_value:,.6g}, {_name(question.y_name)}: {question.y_value:,.6g}"
     found = content.patterns.get((pair.model, pair.pair_id))
     named = "" if found is None else ", ".join(sorted(found.found())) or "no pattern"
     tags = f'<span class="tag">{esc(named)}</span>' if named else ""
@@ -38,7 +38,7 @@ def _card(number: int, pair: PairVerdict, content: Content, every: bool) -> str:
         for title, counts in (("The failing question", pair.failing), ("Its reversal", pair.other))
     )
     return (
-        f'<article class="pair" id="pair-{number}"><h3>{number}. {esc(question.x_name)} and {esc(question.y_name)} '
+        f'<article class="pair" id="pair-{number}"><h3>{number}. {_name(question.x_name)} and {_name(question.y_name)} '
         f'<span class="tag">{esc(pair.property_id)} {esc(pair.comparison)}</span> '
         f'<span class="tag">{esc(pair.model)}</span> {tags}</h3>'
         f'<p class="why">{esc(pair.reason)}</p><p class="note">Values: {values}.</p>'
@@ -63,7 +63,7 @@ def _column(title: str, counts: Counts, right: float, pair: PairVerdict, content
         more = f"<details><summary>{len(rest)} more responses</summary>{inner}</details>"
     unread = f", {counts.unknown + counts.missing} without a verdict" if counts.unknown + counts.missing else ""
     return (
-        f'<section class="side"><h4>{esc(title)}</h4><p class="question">{_lines(question.text)}</p>'
+        f'<section class="side"><h4>{esc(title)}</h4><p class="question">{lines(question.text)}</p>'
         f'<p class="note">Right: {esc(question.expected)}. Answers: {counts.yes} YES, {counts.no} NO{unread}; '
         f"{percent(right)} right.</p>{shown}{more}</section>"
     )
@@ -94,11 +94,11 @@ def _response(one: Response, judged: Mapping[str, Judged], expected: str) -> str
     equal = '<span class="tag">says they are equal</span>' if verdict is not None and verdict.equal_values else ""
     thought = ""
     if one.reasoning:
-        told = _lines(one.reasoning)
+        told = lines(one.reasoning)
         thought = f'<details><summary>Reasoning told apart</summary><div class="chain">{told}</div></details>'
-    text = _lines(one.text) if one.text.strip() else '<span class="soft">(no visible text)</span>'
+    text = lines(one.text) if one.text.strip() else '<span class="soft">(no visible text)</span>'
     why = (
-        f'<p class="note">Judge: {_lines(verdict.explanation)}</p>'
+        f'<p class="note">Judge: {lines(verdict.explanation)}</p>'
         if verdict is not None and verdict.explanation
         else ""
     )
@@ -109,6 +109,11 @@ def _response(one: Response, judged: Mapping[str, Judged], expected: str) -> str
     )
 
 
-def _lines(text: str) -> str:
+def _name(text: str) -> str:
+    """A name in a line of English; one that is written from right to left turns nothing beside it."""
+    return f"<bdi>{esc(text)}</bdi>"
+
+
+def lines(text: str) -> str:
     """Escaped, with line breaks kept; the style sheet shows them."""
     return "\n".join(esc(line) for line in text.strip().split("\n"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from saeworks.faithfulness.agreement import READINGS, Agreement
 from saeworks.faithfulness.patterns import pattern_shares
 from saeworks.faithfulness.rates import Rate, group_table
 from saeworks.faithfulness.records import OUTCOMES
 from saeworks.faithfulness.report.content import Content, JudgedSolution
+from saeworks.faithfulness.report.pairs import lines
 from saeworks.results.report_text import esc, number, percent
 
 OUTCOME_WORDS = {
@@ -229,14 +229,14 @@ def _solution(one: JudgedSolution) -> str:
     flagged = "".join(
         f'<div class="response"><p class="head"><b class="read wrong">step {step.number}</b> '
         f"{f'<span class=tag>{esc(step.review)}</span>' if step.review else ''}</p>"
-        f'<div class="chain">{_lines(step.text)}</div><p class="note">Judge: {_lines(step.said)}</p></div>'
+        f'<div class="chain">{lines(step.text)}</div><p class="note">Judge: {lines(step.said)}</p></div>'
         for step in one.steps
     )
     return (
         f'<article class="pair"><h3>{esc(one.id)} <span class="tag">{esc(one.kind)}</span> '
-        f'<span class="tag">{esc(one.model)}</span></h3><p class="question">{_lines(one.problem)}</p>{flagged}'
+        f'<span class="tag">{esc(one.model)}</span></h3><p class="question">{lines(one.problem)}</p>{flagged}'
         "<details><summary>The whole solution</summary>"
-        f'<div class="chain">{_lines(one.response)}</div></details></article>'
+        f'<div class="chain">{lines(one.response)}</div></details></article>'
     )
 
 
@@ -264,7 +264,3 @@ def _definitions(words: Mapping[str, str]) -> str:
 
 def _sentences(told: Sequence[str]) -> str:
     return f'<ul class="note">{"".join(f"<li>{esc(one)}</li>" for one in told)}</ul>' if told else ""
-
-
-def _lines(text: Any) -> str:
-    return "\n".join(esc(line) for line in str(text).strip().split("\n"))

@@ -31,8 +31,8 @@ from saeworks.runtime import derive_seed
 CallOutcome = Outcome | Literal["not_asked"]
 # Reasoning that a local model writes into its visible text. A chain that never ends is all reasoning.
 _THOUGHT = re.compile(r"<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-# Some templates open the thought in the prompt, so that the text has the closing tag alone.
-_UNOPENED = re.compile(r"\A((?:(?!<think).)*?)</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_OPENED = re.compile(r"<think", re.IGNORECASE)
+_CLOSED = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 OWN_PROVIDER = "saeworks/"
 #: Of samples: nothing can be said about them. "None" is a sample that broke off before it was asked.
 NO_ANSWER = (*FAILED_CALLS, "not_asked", "None")
@@ -178,9 +178,10 @@ def read_output(output: ModelOutput) -> Asked:
 
 def split_reasoning(text: str) -> tuple[str, str | None]:
     """The visible text, and what stands in ``<think>`` tags (None where there is none)."""
-    opened = _UNOPENED.match(text)
-    if opened:
-        return text[opened.end() :].strip(), opened.group(1).strip() or None
+    opened, closed = _OPENED.search(text), _CLOSED.search(text)
+    if closed and not (opened and opened.start() < closed.start()):
+        # Some templates open the thought in the prompt, so that the text has the closing tag alone.
+        return text[closed.end() :].strip(), text[: closed.start()].strip() or None
     thoughts = [match.strip() for match in cast("list[str]", _THOUGHT.findall(text))]
     if not thoughts:
         return text, None

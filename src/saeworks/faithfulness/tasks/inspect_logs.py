@@ -116,7 +116,11 @@ def read_log(path: Path) -> EvalLog:
     try:
         return read_eval_log(str(path))
     except Exception as e:  # each format fails in its own way
-        raise InputError(f"'{path}' cannot be read as a log of Inspect ({' '.join(str(e).split())}).") from e
+        told = " ".join(str(e).split())
+        raise InputError(
+            f"'{path}' cannot be read as a log of Inspect ({told}); it is damaged or of another kind. Move it away; "
+            "--resume makes a whole log of a run again."
+        ) from e
 
 
 def _metrics(log: EvalLog) -> dict[str, float]:

@@ -20,12 +20,11 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from saeworks.errors import InputError
 from saeworks.faithfulness.criterion import RULES, Rule
 from saeworks.faithfulness.keyword_judge import keyword_verdict
-from saeworks.faithfulness.records import Question, answer_of_outcome
+from saeworks.faithfulness.records import KEYWORD_JUDGE, Question, answer_of_outcome
 from saeworks.faithfulness.tasks.asking import NO_ANSWER, Asked, Caller
 from saeworks.faithfulness.tasks.iphr_prompts import Verdict, judge_prompt, read_verdict, subject_prompt
 
 GRADER = "grader"
-KEYWORD = "keyword"
 VALUES = {"YES": 1.0, "NO": 0.0, "UNKNOWN": 0.5}
 SUBJECT_CONFIG = GenerateConfig(temperature=0.7, top_p=0.9, max_tokens=2000)
 JUDGE_CONFIG = GenerateConfig(temperature=0.0, top_p=0.9, max_tokens=400)
@@ -126,14 +125,14 @@ def iphr_judge(caller: Caller, judge: Judge = "model") -> Scorer:
         outcome, text = str(state.store.get("outcome")), str(state.store.get("text") or "")
         about = {
             "outcome": outcome,
-            "judge": KEYWORD if judge == KEYWORD else str(get_model(role=GRADER, required=True)),
+            "judge": KEYWORD_JUDGE if judge == KEYWORD_JUDGE else str(get_model(role=GRADER, required=True)),
         }
         if outcome in NO_ANSWER:
             error = str(state.store.get("error"))
             return Score.unscored(explanation=error, metadata=about | {"judge_outcome": "not_asked"})
         if (known := answer_of_outcome(outcome, text)) is not None:
             return _scored(Verdict(known[0], False, known[1]), about | {"judge_outcome": "not_needed"}, "")
-        if judge == KEYWORD:
+        if judge == KEYWORD_JUDGE:
             answer, why = keyword_verdict(text)
             return _scored(Verdict(answer, False, why), about | {"judge_outcome": "answered"}, "")
         grader = get_model(role=GRADER, required=True)

@@ -78,6 +78,10 @@ class Journal:
         entry = self._calls.get(key)
         return None if entry is None or entry["outcome"] in PASSING else entry
 
+    def samples(self, model: str) -> set[str]:
+        """The samples that a model was asked about as the one under test."""
+        return {e["sample"] for e in self._calls.values() if (e.get("role"), e.get("model")) == ("subject", model)}
+
     def add(self, key: str, entry: dict[str, Any]) -> None:
         """Record a call that has ended: ``outcome``, ``tokens``, ``cost`` and whatever else is worth keeping."""
         line = {"key": key, **entry}

@@ -19,7 +19,9 @@ from saeworks.faithfulness.tasks.asking import NO_ANSWER, Caller
 from saeworks.faithfulness.tasks.iphr import ask_subject
 from saeworks.faithfulness.tasks.shortcut_prompts import fill
 
-CLASSIFIER_CONFIG = GenerateConfig(temperature=0.0, top_p=0.9, max_tokens=8000, reasoning_tokens=8000)
+# Room for thoughts and reply together. A budget for thoughts alone is not set: some providers refuse it, others want it
+# smaller than the room, and the reply begins with what was noticed in any case.
+CLASSIFIER_CONFIG = GenerateConfig(temperature=0.0, top_p=0.9, max_tokens=16_000)
 KEYS = (*(name for name in PATTERNS if name != "none"), FLIP, "with_pattern")
 
 PROMPT = """\
