@@ -33,6 +33,7 @@ from saeworks.results.envelope import without_nan
 from saeworks.runtime import generator
 from saeworks.training.cells import MemberConfig
 from saeworks.training.recipes import recipe
+from saeworks.training.schedules import default_learning_rate
 from saeworks.training.trainer import Trainer, TrainerConfig
 from saeworks.world.concepts import concepts
 from saeworks.world.corpus import documents
@@ -62,6 +63,7 @@ class Settings:
     Attributes:
         site: where both models are read. width: latents. k, penalty: sparsity of BatchTopK and of L1.
         tokens: trained on, in batches of ``batch_size``. seeds: of weights and order.
+        learning_rate: None takes that of ``saeworks diff``.
         measure_tokens: held out. transcripts, texts: documents that latents are matched with concepts on.
         conversations: patched. requests: answered with and without a push.
         gate: norm difference above which a latent is a candidate: just above the band of shared latents, 0.4 to 0.6.
@@ -73,7 +75,7 @@ class Settings:
     penalty: float = 0.2
     tokens: int = 500_000
     batch_size: int = 512
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     seeds: int = 3
     measure_tokens: int = 100_000
     transcripts: int = 500
@@ -124,9 +126,10 @@ def run(pair: Pair, settings: Settings, out: Path) -> list[dict[str, dict[str, f
 def train(pair: Pair, settings: Settings, seed: int, directory: Path) -> dict[str, Dictionary]:
     """BatchTopK and L1 on one stream."""
     sparsity = {"batch_topk": settings.k, "l1": settings.penalty}
+    steps = settings.tokens // settings.batch_size
+    rate = settings.learning_rate or default_learning_rate(settings.width, steps)
     members = {
-        name: MemberConfig(recipe(which), settings.width, sparsity[name], seed, settings.learning_rate)
-        for name, which in RECIPES.items()
+        name: MemberConfig(recipe(which), settings.width, sparsity[name], seed, rate) for name, which in RECIPES.items()
     }
     stream = PairedStream(pair.source(settings, "train", seed), 64 * settings.batch_size, seed)
     config = TrainerConfig(settings.tokens, settings.batch_size)
@@ -309,5 +312,5 @@ def _requests(kinds: Sequence[str], count: int) -> list[list[Message]]:
 def standing_for(labels: Labels, latents: Tensor, names: Sequence[str], most: int, least: float = FOUND) -> list[int]:
     """The latents that match one of the concepts best, at most so many, each with an F1 of at least ``least``."""
     scores = {i: best_f1(labels, torch.tensor([i]), names) for i in latents.tolist()}
-    order = sorted(scores, key=lambda i: (-scores[i], i))
+    order = sorted(scores, key=scores.__getitem__, reverse=True)  # stable: the first of equals
     return [i for i in order[:most] if scores[i] >= least and scores[i] > 0]

@@ -93,7 +93,7 @@ def measure(
     return found
 
 
-def by_removed(scr: Result) -> dict[str, float]:
+def by_removed(scr: Result) -> dict[str, float | None]:
     """``scr_N`` → the score with N latents removed."""
     return {f"scr_{n}": scr.metric("scr_metrics", f"scr_metric_threshold_{n}") for n in REMOVED}
 
