@@ -68,6 +68,17 @@ def test_with_a_threshold_a_latent_is_active_by_the_sum_of_its_norms(tmp_path):
         saeworks.load(path)
 
 
+def test_decoupled_codes_of_the_hub_are_latents_of_one_model_each(tmp_path):
+    more = {"k": torch.tensor(K), "threshold": torch.tensor([2.0, 4.0]), "code_normalization_id": torch.tensor(5)}
+    found, x = saeworks.load(hub(tmp_path / "t", **more)), tokens(2 * D)
+    norms = STATE["decoder.weight"].norm(dim=2)
+    f = torch.stack([latents(x) * (latents(x) * norms[m] > limit) for m, limit in enumerate((2.0, 4.0))], dim=1)
+    out = torch.einsum("tsn,snd->tsd", f, STATE["decoder.weight"]) + STATE["decoder.bias"]
+    assert found.cfg.sources == ("base", "chat")
+    assert difference(f.flatten(1), found.encode(x)) < 1e-5
+    assert difference(out.flatten(1), found(x)) < 1e-5
+
+
 def pair(path, **changes):
     path.mkdir()
     state = {

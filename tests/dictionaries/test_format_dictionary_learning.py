@@ -151,6 +151,73 @@ def test_crosscoders_have_sources_and_thresholds_on_weighted_latents(tmp_path, k
     assert found.cfg.sources == ("source_0", "source_1")
 
 
+SCALES = torch.tensor([0.5, 2.0])
+
+
+def decoupled(**changes):
+    """A crosscoder with a threshold for each source; latent 3 writes nothing to the second."""
+    decoder = draw(2, N, D, seed=2)
+    decoder[1, 3] = 0
+    state = {"encoder.weight": draw(2, D, N, seed=1), "encoder.bias": draw(N, seed=3), "decoder.weight": decoder}
+    state |= {"decoder.bias": draw(2, D, seed=4), "k": K_, "threshold": torch.tensor([2.0, 4.0])}
+    return state | {"code_normalization_id": torch.tensor(5)} | changes
+
+
+def decoupled_by_hand(s, x, normalise):
+    """Codes ``[token, source, latent]`` and outputs, as their class computes them."""
+    inside = normalise(normalise(x.view(-1, 2, D)))  # twice: the outer method and the one that it calls
+    pre = (torch.einsum("tsd,sdn->tn", inside, s["encoder.weight"]) + s["encoder.bias"]).relu()
+    scaled = pre[:, None] * s["decoder.weight"].norm(dim=2)
+    f = pre[:, None] * (scaled > s["threshold"][:, None])
+    return f, torch.einsum("tsn,snd->tsd", f, s["decoder.weight"]) + s["decoder.bias"]
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_decoupled_crosscoder_is_one_whose_latents_write_to_one_source_each(tmp_path, normalised):
+    s, x, mean = decoupled(), tokens(2 * D), draw(2, D, seed=5)
+    if normalised:
+        s |= {"activation_mean": mean, "activation_global_scale": SCALES}
+    mean, scale = (mean, SCALES[:, None]) if normalised else (0.0, 1.0)
+    found = saeworks.load(folder(tmp_path / "t", "BatchTopKCrossCoder", s))
+    f, out = decoupled_by_hand(s, x, lambda inside: (inside - mean) * scale)
+    apart = ((f > 0).sum(dim=1) == 1).float().mean()
+    assert apart > 0.02, "latents that are on for one source and off for the other"
+    assert found.cfg.d_sae == 2 * N
+    codes = found.encode(x).view(-1, 2, N)
+    assert torch.equal(codes > 0, f > 0)
+    factor = SCALES.log().mean().exp() if normalised else 1.0  # where units are folded, codes are divided by it
+    assert difference(f / factor, codes) < 1e-5
+    assert difference(((out / scale) + mean).flatten(1), found(x)) < 1e-5
+    norms = found.decoder_norms().view(2, 2, N)
+    assert not norms[0, 1].any()
+    assert not norms[1, 0].any()
+    assert found.cfg.metadata["decoupled"] == {"latents": N, "normalised": "twice" if normalised else "never"}
+
+
+def test_a_plain_crosscoder_has_one_code_whatever_its_penalty_was(tmp_path):
+    s = {name: value for name, value in decoupled().items() if name not in ("k", "threshold")}
+    found, x = saeworks.load(folder(tmp_path / "t", "CrossCoder", s)), tokens(2 * D)
+    f = (torch.einsum("tsd,sdn->tn", x.view(-1, 2, D), s["encoder.weight"]) + s["encoder.bias"]).relu()
+    assert found.cfg.d_sae == N
+    assert difference(f, found.encode(x)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"threshold": torch.tensor([2.0, -1.0])}, "no calibrated threshold"),
+        ({"threshold": torch.tensor([2.0, 1.0, 1.0])}, r"'threshold' has the shape \[3\]; \[2\] is needed"),
+        ({"threshold": THRESHOLD}, "1 dimensions are needed"),
+        ({"threshold": THRESHOLD, "code_normalization_id": torch.tensor(3)}, "a mixture of norms"),
+        ({"threshold": THRESHOLD, "code_normalization_id": torch.tensor(6)}, "unknown here; 1 to 5"),
+        ({"code_normalization_id": torch.tensor(1)}, "one number is expected"),
+    ],
+)
+def test_thresholds_that_do_not_fit_their_crosscoder_are_refused(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        saeworks.load(folder(tmp_path / "t", "BatchTopKCrossCoder", decoupled(**changes)))
+
+
 KINDS = [
     {"architecture": "relu"},
     {"architecture": "relu", "pre_bias": False},

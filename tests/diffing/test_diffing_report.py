@@ -208,6 +208,19 @@ def test_the_page_is_whole_and_everything_is_escaped() -> None:
     assert "error contains 31 % of it: complete shrinkage" in page
 
 
+def test_a_card_says_how_sure_nu_is() -> None:
+    made = result()
+    table = made["stages"]["measure"]["table"]
+    # Without intervals, as results of earlier versions are.
+    assert "ν of the error 0.05 ± 0.01, of the reconstruction 0.02 ± 0.01" in render(made)
+    table |= {"nu_error_low": [-0.021, 0.05, None, 0.9], "nu_error_high": [0.08, 0.212, None, 1.1]}
+    table |= {"nu_reconstruction_low": [0.0] * 4, "nu_reconstruction_high": [0.04] * 4}
+    page = render(made)
+    assert "ν of the error 0.05 (-0.02 to 0.08), of the reconstruction 0.02 (0.00–0.04)" in page
+    assert "ν of the error 0.10 (0.05–0.21)" in page
+    assert "ν of the error 0.31 ± 0.01" in page
+
+
 def test_the_summary_says_what_was_found() -> None:
     said = " ".join(re.sub("<[^>]+>", "", s) for s in summary_sentences(result()))
     assert "3 latents look new" in said

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from planted_dictionary import planted
 from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
@@ -17,6 +18,7 @@ from saeworks.diffing.probes import Probe, control_probe, source_probes
 from saeworks.diffing.scaling import LatentScaling
 from saeworks.diffing.scaling_estimates import ESTIMATORS, TARGETS, Estimator, Target
 from saeworks.errors import InputError
+from saeworks.runtime import generator
 from saeworks.world.synthetic.paired import PairedFeatures
 
 D, LATENTS, TOKENS = 6, 5, 900
@@ -281,6 +283,60 @@ def test_jackknife_and_bootstrap_cover_the_truth_at_their_rate() -> None:
     spread = float(torch.cat(values).std())
     assert float(torch.cat(errors).mean()) == pytest.approx(spread, rel=0.2)
     assert 0.82 < covered / 80 <= 1.0
+
+
+def test_on_a_synthetic_pair_the_bootstrap_is_as_wide_as_the_jackknife_says() -> None:
+    """Two ways to the same error: a 95 % interval spans 2 · 1.96 standard errors."""
+    features = PairedFeatures(overlaps=(), weak_levels=(0.3, 0.6), noise=0.02)
+    scaling = latent_scaling(planted(features), synthetic_source(features, tokens=30_000).batches())
+    assert len(scaling.sums) >= 16
+    for target in ("error", "reconstruction"):
+        ratio = scaling.ratio(target)
+        low, high = scaling.ratio_interval(target)
+        known = ratio.defined & (ratio.standard_error > 1e-6)
+        assert int(known.sum()) > 20
+        assert bool(((low <= ratio.value) & (ratio.value <= high))[known].all())
+        relative = ((high - low) / (2 * 1.96 * ratio.standard_error))[known]
+        assert 0.9 < float(relative.median()) < 1.1
+        assert float(relative.min()) > 0.6
+        assert float(relative.max()) < 1.5
+
+
+def test_intervals_are_percentiles_of_drawn_blocks() -> None:
+    pair = Pair()
+    scaling = pair.measured()
+    stacked = scaling.sums.stacked()
+    blocks = len(stacked["tokens"])
+    drawn = torch.randint(blocks, (40, blocks), generator=generator(7, "blocks"))
+    rows = [torch.cat([torch.arange(50 * int(b), 50 * int(b) + 50) for b in one]) for one in drawn]
+    values = []
+    for one in rows:
+        again = Pair()
+        again.codes = pair.codes[one]
+        again.errors, again.reconstructions = ([e[one] for e in part] for part in (pair.errors, pair.reconstructions))
+        betas = [[least_squares(again, "error", "centered", 1, m, j) for j in range(LATENTS)] for m in range(2)]
+        values.append(torch.tensor(betas[0]) / torch.tensor(betas[1]))
+    edges = torch.tensor([0.025, 0.975])
+    expected = torch.stack(values).quantile(edges, dim=0).double()
+    found = scaling.ratio_interval("error", resamples=40, seed=7)
+    assert torch.allclose(torch.stack(found), expected, rtol=1e-4)
+    # Kept until there are more tokens.
+    assert scaling.ratio_interval("error", resamples=40, seed=7)[0] is found[0]
+    pair.feed(scaling, slice(0, 100))
+    assert not torch.equal(scaling.ratio_interval("error", resamples=40, seed=7)[0], found[0])
+
+
+def test_a_latent_of_one_block_and_a_measurement_of_one_have_no_interval() -> None:
+    draw = torch.Generator().manual_seed(4)
+    codes = torch.rand(2000, 2, generator=draw, dtype=torch.float64)
+    codes[200:, 1] = 0.0  # 200 tokens, all in the first of four blocks
+    u = torch.eye(2, dtype=torch.float64)
+    base, chat = codes @ u * 0.5 + 0.01, codes @ u + 0.01 * torch.randn(2000, 2, generator=draw, dtype=torch.float64)
+    for tokens, expected in ((500, [False, True]), (2000, [True, True])):
+        scaling = LatentScaling([Probe("chat", (u, u))], block_tokens=tokens, precision=torch.float64)
+        scaling.add(codes, activations=[base, chat])
+        for end in scaling.ratio_interval(resamples=50):
+            assert end.isnan().tolist() == expected
 
 
 def test_the_ceiling_of_a_shrunk_latent() -> None:

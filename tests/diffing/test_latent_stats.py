@@ -263,6 +263,11 @@ def test_the_table_of_a_dictionary_that_knows_the_features() -> None:
         if group == "shared":
             # Without a penalty nu of the error is the decoders' ratio times their cosine (here 1 and 0.9).
             assert table["nu_error"][i] == pytest.approx(1.0 if i % 2 == 0 else 0.9, abs=0.05)
+        for name in ("nu_error", "nu_reconstruction"):
+            value, low, high = (table[f"{name}{end}"][i] for end in ("", "_low", "_high"))
+            assert math.isnan(low) == math.isnan(high) == math.isnan(value), "an interval where there is a value"
+            assert math.isnan(value) == (group == "base_only"), "the chat model has no direction to ask along"
+            assert math.isnan(value) or low <= value <= high < low + 0.1
     assert all(isinstance(word, str) for name in TEXT_COLUMNS for word in table[name])
     with pytest.raises(InputError, match="measure this dictionary"):
         latent_table(dictionary, scaling, LatentStatistics(torch.ones(2, 3)))

@@ -221,8 +221,9 @@ def test_texts_alone_are_compared_without_patching(
     assert "No transcripts were given" in (out / "report.html").read_text(encoding="utf-8")
     table = parquet.read_table(out / "latents.parquet").to_pydict()
     assert {
-        "latent", "relative_decoder_norm", "decoder_cosine", "nu_error", "nu_reconstruction", "beta_base_error",
-        "beta_chat_error", "density_base", "density_chat", "class", "flags",
+        "latent", "relative_decoder_norm", "decoder_cosine", "nu_error", "nu_reconstruction", "nu_error_low",
+        "nu_error_high", "nu_reconstruction_low", "nu_reconstruction_high", "beta_base_error", "beta_chat_error",
+        "density_base", "density_chat", "class", "flags",
     } <= set(table)  # fmt: skip
     assert table["density_base"] == table["density"]
     assert set(table["density_chat"]) == {None}

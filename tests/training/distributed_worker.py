@@ -108,7 +108,7 @@ def compare_losses(division, names=tuple(CASES)):
     for name in names:
         chosen = CASES[name]
         if division.by == "latents" and (
-            chosen.reorder or (chosen.selection == "groupmax" and 4 % division.ranks.count)
+            chosen.reorder or chosen.across is not None or (chosen.selection == "groupmax" and 4 % division.ranks.count)
         ):
             continue
         for make in (case, case_with_ties):

@@ -17,6 +17,7 @@ from saeworks.runtime import generator
 from saeworks.training import dense, entries, paths, sparse
 from saeworks.training.entries import TooDense
 from saeworks.training.member import Member
+from saeworks.training.partitions import Across, Delta
 from saeworks.training.penalties import L0, L1, Frequency, PreAct, Tanh, TargetL0
 from saeworks.training.recipes import RECIPES, Jump, MultiTopK, recipe
 from saeworks.training.schedules import Schedule
@@ -32,6 +33,8 @@ VARIANTS = {
     "joint_scores": recipe("diffing-batch_topk_concatenated", selection="topk"),
     "joint_penalty": recipe("diffing-l1_concatenated"),
     "difference": recipe("diffing-difference", selection="topk"),
+    "delta": recipe("diffing-delta"),
+    "delta_and_multi": recipe("diffing-delta", across=Across(exclusive=0.1, delta=Delta(0.4, 0.7)), multi=MultiTopK(2)),
     "tanh_of_two": recipe("diffing-jumprelu", jump=Jump(bandwidth=0.3, everywhere=True)),
     "sparse_aux": recipe("batch_topk", aux_k=replace(RECIPES["topk"].aux_k, k=2)),
 }

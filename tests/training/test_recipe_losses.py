@@ -10,10 +10,12 @@ import torch
 from recipe_cases import hard_rows, layout, member, scrambled
 
 from saeworks.training import dense, sparse
+from saeworks.training.partitions import Across, Delta
 from saeworks.training.penalties import L0, L1, Frequency, Lp, PreAct, TargetL0
 from saeworks.training.recipes import RECIPES, Jump, MultiTopK, Recipe, recipe
 
 TOKENS, WIDTH = 24, 32
+SET = 16  # latents for the difference of two sources
 DEAD = torch.tensor([3, 7, 8, 20])
 EQUAL = [4, 5, 9, 13, 14, 30]
 SMALL = {"group_fractions": (1 / 8, 1 / 8, 1 / 4, 1 / 2)}
@@ -34,6 +36,7 @@ VARIANTS = {
     "multi": recipe("topk", multi=MultiTopK()),
     "multi_batch": recipe("batch_topk", multi=MultiTopK(factor=2, weight=0.3), norm_weighted=True, constraint="free"),
     "weighted_groups": recipe("groupmax", norm_weighted=True, constraint="free"),
+    "delta": recipe("diffing-delta", across=Across(delta=Delta(latents=0.5, k=0.4, weight=0.8))),
     "jumprelu_transcoder": recipe(
         "skip_transcoder", selection="jumprelu", penalties=(L1(),), sparsity="coefficient", grid=(0.1,)
     ),
@@ -61,13 +64,21 @@ def norms_by_hand(chosen, W):
     return W.reshape(len(W), count, -1).square().sum(dim=2).sqrt().T
 
 
+def first_largest(scores, count):
+    """Mask of the ``count`` largest of all entries, of equal ones the first."""
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask.view(-1)[sorted(range(scores.numel()), key=lambda i: (-float(scores.flatten()[i]), i))[:count]] = True
+    return mask
+
+
 def mask_by_hand(chosen, z, W, k):
     """The selected entries: equal scores go to the earlier token, then to the earlier latent."""
     scores = z * norms_by_hand(chosen, W).sum(dim=0) if chosen.norm_weighted else z
     mask = torch.zeros_like(z, dtype=torch.bool)
     if chosen.selection == "batch_topk":
-        order = sorted(range(z.numel()), key=lambda i: (-float(scores.flatten()[i]), i))
-        mask.view(-1)[order[: round(k * len(z))]] = True
+        own = delta_of(chosen).k
+        for latents, share in ((slice(0, -SET), 1 - own), (slice(-SET, None), own)) if own else ((slice(None), 1.0),):
+            mask[:, latents] = first_largest(scores[:, latents], round(k * share * len(z)))
     elif chosen.selection == "groupmax":
         for row, line in enumerate(scores.reshape(len(z), int(k), -1)):
             for group, values in enumerate(line):
@@ -76,6 +87,11 @@ def mask_by_hand(chosen, z, W, k):
         for row, line in enumerate(scores):
             mask[row, sorted(range(len(line)), key=lambda i: -float(line[i]))[: int(k)]] = True
     return mask & (z > 0)
+
+
+def delta_of(chosen):
+    """What the recipe asks of the difference of its sources; nothing, mostly."""
+    return chosen.across.delta if chosen.across is not None else Delta(0.0, 0.0, 0.0)
 
 
 def error_by_hand(chosen, y, y_hat):
@@ -166,6 +182,10 @@ def loss_by_hand(chosen, p, x, y, moment, mask=None):
         errors.append(error_by_hand(chosen, y, f[:, :prefix] @ W[:prefix] + b_dec + skip))
     total = sum(errors) / (1 if chosen.prefix_sum else len(errors)) + extra
     total = total + penalties_by_hand(chosen, penalised, z, theta, W, moment.sizes, moment, window)
+    if delta_of(chosen).weight:
+        d = y.shape[1] // 2
+        differs = f[:, -SET:] @ (W[-SET:, d:] - W[-SET:, :d]) - (y[:, d:] - y[:, :d])
+        total = total + delta_of(chosen).weight * differs.square().sum(dim=1).mean()
     if chosen.aux_k is not None:
         residual = (y - f @ W - b_dec - skip).detach()
         r = positive(z[:, DEAD])

@@ -143,7 +143,9 @@ def bootstrap(
 ) -> tuple[Tensor, Tensor]:
     """The two ends of an interval of a statistic, by drawing blocks with replacement.
 
-    Resamples in which the statistic is not a number are left out; where these are more than half, so are both ends.
+    A resample is a row of counts, how often each block was drawn, and its sums are those counts times the sums of the
+    blocks: one matrix product for all. Resamples in which the statistic is not a number are left out; where these are
+    more than half, or there is one block only, both ends are not a number.
 
     Args:
         sums: ``[block, ...]``. statistic: as for :func:`jackknife`. resamples: number of draws. level: of the interval.
@@ -159,5 +161,5 @@ def bootstrap(
     found = torch.cat(values)
     edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=found.dtype, device=found.device)
     low, high = torch.nanquantile(found, edges, dim=0)
-    unknown = found.isnan().sum(dim=0) * 2 > resamples
+    unknown = (found.isnan().sum(dim=0) * 2 > resamples) | (count < 2)
     return low.masked_fill(unknown, torch.nan), high.masked_fill(unknown, torch.nan)

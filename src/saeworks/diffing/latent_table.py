@@ -21,6 +21,8 @@ Columns = dict[str, list[Any]]
 #: Columns that hold words, and those that hold whole numbers; all others hold numbers, NaN where there is none.
 TEXT_COLUMNS = ("class", "flags")
 WHOLE_COLUMNS = ("latent", "active_tokens", "twin")
+#: Targets whose nu has an interval as well as a standard error: those that the verdicts are made of.
+INTERVALS = ("error", "reconstruction")
 
 
 def latent_table(
@@ -39,10 +41,11 @@ def latent_table(
     decoder and encoder in both sources, ``decoder_cosine``, ``class``, ``flags``; ``nu_error``, ``nu_reconstruction``
     and ``nu_activation`` (base over chat, along the chat decoder), ``nu_error_of_base`` and
     ``nu_reconstruction_of_base`` (chat over base, along the base decoder), ``detection_ceiling``, ``saturation``;
-    ``beta_base_*`` and ``beta_chat_*`` along the chat decoder; every nu and beta has a column with ``_se``. Then what
-    was counted: ``active_tokens``, ``density`` and ``max``, the same and ``mean_active`` for every data set, the
-    density on every group of tokens (``density_base`` and ``density_chat`` are those on plain texts and on transcripts,
-    NaN where there were none), ``template_share``; and ``twin`` with ``twin_cosine``.
+    ``beta_base_*`` and ``beta_chat_*`` along the chat decoder; every nu and beta has a column with ``_se``, and
+    ``nu_error`` and ``nu_reconstruction`` have ``_low`` and ``_high``, the ends of 95 % intervals from a bootstrap of
+    blocks. Then what was counted: ``active_tokens``, ``density`` and ``max``, the same and ``mean_active`` for every
+    data set, the density on every group of tokens (``density_base`` and ``density_chat`` are those on plain texts and
+    on transcripts, NaN where there were none), ``template_share``; and ``twin`` with ``twin_cosine``.
 
     Latents that look base-only get the verdict of the mirrored question, so that ``flags`` reads the same for both.
     For any other dictionary the columns of decoders and of the targets error and reconstruction are left out.
@@ -113,7 +116,12 @@ def _of_decoders(dictionary: Dictionary, thresholds: Thresholds) -> Columns:
 def _of_ratios(scaling: LatentScaling, estimator: Estimator, penalty: float | None) -> Columns:
     columns: Columns = {"flags": []}  # filled by the caller; the place of the column is here
     for target in scaling.targets():
-        columns |= _ratio_columns(f"nu_{target}", scaling.ratio(target, estimator))
+        found = scaling.ratio(target, estimator)
+        columns |= _ratio_columns(f"nu_{target}", found)
+        if target in INTERVALS:
+            low, high = scaling.ratio_interval(target, estimator)
+            columns[f"nu_{target}_low"] = _usable(low, found)
+            columns[f"nu_{target}_high"] = _usable(high, found)
     for target in ("error", "reconstruction"):
         mirrored = scaling.ratio(target, estimator, probe=0, numerator=1, denominator=0)
         columns |= _ratio_columns(f"nu_{target}_of_base", mirrored)
@@ -170,11 +178,12 @@ def _lists(twins: Twins | None) -> tuple[Sequence[int], Sequence[int], Sequence[
 
 def _ratio_columns(name: str, ratio: Ratio) -> Mapping[str, list[Any]]:
     """Value and error, NaN where the ratio may not be used."""
-    unusable = ~ratio.defined
-    return {
-        name: _numbers(ratio.value.masked_fill(unusable, torch.nan)),
-        f"{name}_se": _numbers(ratio.standard_error.masked_fill(unusable, torch.nan)),
-    }
+    return {name: _usable(ratio.value, ratio), f"{name}_se": _usable(ratio.standard_error, ratio)}
+
+
+def _usable(values: Tensor, ratio: Ratio) -> list[float]:
+    """``values [latent]``, NaN where the ratio may not be used."""
+    return _numbers(values.masked_fill(~ratio.defined, torch.nan))
 
 
 def _numbers(values: Tensor) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from saeworks.diffing.reasons import kind, reason
 from saeworks.results.report_text import esc, number, percent, whole
@@ -22,7 +22,8 @@ DEFINITIONS = {
     "Norm difference": "½ (1 + (chat norm − base norm) / larger norm): 1 when only the chat model has a decoder row, 0 "
     "when only the base has, 0.5 when both are equally long.",
     "ν of the error": "How much of the latent the base model's reconstruction error contains, over how much of it the "
-    "chat model needs: near 0 for a concept that the base lacks, its share of the magnitude for one it holds weakly.",
+    "chat model needs: near 0 for a concept that the base lacks, its share of the magnitude for one it holds weakly. "
+    "In brackets, a 95 % interval: blocks of tokens drawn with replacement.",
     "ν of the reconstruction": "The same for what the base's other latents rebuild.",
     "Complete shrinkage": "A concept that the base holds weakly lost its base decoder to the sparsity penalty.",
     "Latent decoupling": "One concept is held by two latents, one per model.",
@@ -69,7 +70,7 @@ def _card(latent: int, row: Mapping[str, Any], stages: Mapping[str, Any]) -> str
     concept = f'<span class="concept">{esc(label["concept"])}</span>' if label else ""
     facts = [
         f"norm difference {number(row['relative_decoder_norm'])}",
-        f"ν error {_with_error(row, 'nu_error')}, reconstruction {_with_error(row, 'nu_reconstruction')}",
+        f"ν of the error {_with_error(row, 'nu_error')}, of the reconstruction {_with_error(row, 'nu_reconstruction')}",
         f"fires on {percent(row['density'], 2)} of tokens",
         f"{percent(row.get('template_share'), 0)} of its firings on the template",
     ]
@@ -95,8 +96,13 @@ def _card(latent: int, row: Mapping[str, Any], stages: Mapping[str, Any]) -> str
 
 
 def _with_error(row: Mapping[str, Any], name: str) -> str:
+    """A nu with its interval, as 0.12 (0.05–0.21); with its standard error where a result has no interval."""
+    value, low, high = number(row.get(name), 2), row.get(f"{name}_low"), row.get(f"{name}_high")
+    if _finite(low) and _finite(high):
+        # A dash before a minus sign would be read as one.
+        return f"{value} ({number(low, 2)}{'–' if low >= 0 else ' to '}{number(high, 2)})"
     error = row.get(f"{name}_se")
-    return f"{number(row.get(name), 2)}" + (f" ± {number(error, 2)}" if error is not None else "")
+    return value + (f" ± {number(error, 2)}" if _finite(error) else "")
 
 
 def _context(context: Mapping[str, Any], largest: float) -> str:
@@ -246,5 +252,5 @@ def _scroll(label: str, content: str) -> str:
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{esc(label)}">{content}</div>'
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)

@@ -28,6 +28,8 @@ from saeworks.errors import InputError, did_you_mean
 
 # Latents whose estimates are computed at a time: 2^14 with 32 blocks and two models take some 100 MB.
 CHUNK = 2**14
+# Fewer where they are resampled: 1,000 values of each are sorted.
+INTERVAL_CHUNK = 2**11
 Statistic = Callable[[Sums], Tensor]
 
 
@@ -68,6 +70,7 @@ class LatentScaling:
         self._shift: list[list[Tensor]] | None = None
         self._shift_dots = torch.zeros(0)
         self._betas: dict[tuple[str, str], Estimate] = {}
+        self._intervals: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def of(cls, dictionary: Dictionary, reads: Reads | None = None, sources: int = 2, **options: Any) -> LatentScaling:
@@ -124,7 +127,7 @@ class LatentScaling:
 
     def _add(self, codes: Codes, rows: Sequence[Rows]) -> None:
         assert self._shift is not None
-        self._betas.clear()
+        self._forget()
         f, latents = codes.values.double(), self.latents
         per_latent = torch.bincount(codes.indices, weights=f, minlength=latents)
         dots = f.new_zeros(len(self.parts), len(self.probes), len(self.widths), latents)
@@ -177,14 +180,14 @@ class LatentScaling:
             raise InputError("Two measurements of different dictionaries cannot be merged; measure one dictionary.")
         merged = object.__new__(LatentScaling)
         merged.__dict__.update(self.__dict__)
-        merged.sums, merged._betas = self.sums + other.sums, {}
+        merged.sums, merged._betas, merged._intervals = self.sums + other.sums, {}, {}
         if merged._shift is None and other._shift is not None:
             merged._set_shift(other._shift)
         return merged
 
     def reduce(self, ranks: Adds) -> None:
         """Add up the sums of several processes, in place; all of them call it."""
-        self._betas.clear()
+        self._forget()
         self.sums.reduce(ranks)
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,7 +201,7 @@ class LatentScaling:
                 f"The saved sums are of {state['latents']} latents and widths {list(state['widths'])}, but this "
                 f"measurement has {self.latents} and {list(self.widths)}; continue with the same dictionary."
             )
-        self._betas.clear()
+        self._forget()
         self.sums.load_state_dict(state["sums"], self.device)
         if state["shift"] is not None:
             self._set_shift([[part.to(self.device) for part in parts] for parts in state["shift"]])
@@ -265,13 +268,33 @@ class LatentScaling:
         resamples: int = 1000,
         seed: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """``[latent]`` ends of 95 % intervals of :meth:`ratio`, by drawing blocks of tokens with replacement."""
+        """``[latent]`` ends of 95 % intervals of :meth:`ratio`, by drawing blocks of tokens with replacement.
+
+        Percentiles of the resampled ratios. Not a number where the latent fires in one block only: whatever is drawn,
+        its ratio then hardly changes, and an interval of no width would look like certainty.
+
+        Args:
+            resamples: number of draws; the same ones for all latents. seed: of the draws.
+        """
         self._check(target, estimator)
-        ends: list[tuple[Tensor, Tensor]] = []
-        for sums, fixed in self._chunks(CHUNK // 8):
-            beta_of = self._beta_statistic(fixed, target, estimator)
-            ends.append(bootstrap(sums, _ratio_statistic(beta_of, probe, numerator, denominator), resamples, seed))
-        return torch.cat([low for low, _ in ends]), torch.cat([high for _, high in ends])
+        key = (target, estimator, probe, numerator, denominator, resamples, seed)
+        if key not in self._intervals:
+            ends: list[tuple[Tensor, Tensor]] = []
+            chosen = [numerator, denominator]
+            for sums, fixed in self._chunks(INTERVAL_CHUNK):
+                # Nothing is drawn but what the ratio is made of: one probe and two sources of all of them.
+                needed = sums | {name: sums[name][:, :, [probe]][:, :, :, chosen] for name in ("dots", "means")}
+                beta_of = self._beta_statistic(fixed.of(probe, chosen), target, estimator)
+                low, high = bootstrap(needed, _ratio_statistic(beta_of, 0, 0, 1), resamples, seed)
+                alone = (sums["count"] > 0).sum(dim=0) < 2
+                ends.append((low.masked_fill(alone, torch.nan), high.masked_fill(alone, torch.nan)))
+            self._intervals[key] = torch.cat([low for low, _ in ends]), torch.cat([high for _, high in ends])
+        return self._intervals[key]
+
+    def _forget(self) -> None:
+        """What was computed from the sums so far holds no more."""
+        self._betas.clear()
+        self._intervals.clear()
 
     def _beta_statistic(self, fixed: Fixed, target: Target, estimator: Estimator) -> Statistic:
         return lambda sums: betas(sums, self.parts, fixed, target, estimator)

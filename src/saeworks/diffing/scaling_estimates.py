@@ -18,6 +18,7 @@ Three estimators:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +97,13 @@ class Fixed:
         """The same for some of the latents."""
         own = None if self.own is None else self.own[..., part]
         return Fixed(self.squares[..., part], own, None if self.bias is None else self.bias[..., part])
+
+    def of(self, probe: int, sources: Sequence[int]) -> Fixed:
+        """The same for one probe and some of the sources, in the order given."""
+        parts = (None if one is None else one[[probe]][:, sources] for one in (self.squares, self.own, self.bias))
+        squares, own, bias = parts
+        assert squares is not None
+        return Fixed(squares, own, bias)
 
 
 def betas(sums: Sums, parts: tuple[Target, ...], fixed: Fixed, target: Target, estimator: Estimator) -> Tensor:

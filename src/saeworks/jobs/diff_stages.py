@@ -82,8 +82,9 @@ def measure(config: DiffConfig, opened: Opened, dictionary: Dictionary, root: Pa
 
 _SHOWN_COLUMNS = (
     "latent", "relative_decoder_norm", "decoder_norm_base", "decoder_norm_chat", "decoder_cosine", "class", "flags",
-    "nu_error", "nu_error_se", "nu_reconstruction", "nu_reconstruction_se", "detection_ceiling", "active_tokens",
-    "density", "max", "template_share", "twin", "twin_cosine",
+    "nu_error", "nu_error_se", "nu_error_low", "nu_error_high", "nu_reconstruction", "nu_reconstruction_se",
+    "nu_reconstruction_low", "nu_reconstruction_high", "detection_ceiling", "active_tokens", "density", "max",
+    "template_share", "twin", "twin_cosine",
 )  # fmt: skip
 
 

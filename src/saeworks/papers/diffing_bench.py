@@ -21,7 +21,7 @@ from saeworks.diffing.synthetic_pairs import SyntheticPairs, synthetic_source
 from saeworks.errors import InputError, did_you_mean
 from saeworks.training.cells import MemberConfig
 from saeworks.training.initialisation import Initialisation
-from saeworks.training.partitions import Across
+from saeworks.training.partitions import Across, Delta
 from saeworks.training.penalties import L1
 from saeworks.training.recipes import AuxK, Recipe
 from saeworks.training.schedules import KAnneal, Span, Timing
@@ -81,6 +81,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "dedicated": Configuration(replace(_TOPK, name="bench-dedicated", across=Across(exclusive=0.1)), 3),
     "tied": Configuration(replace(_L1, name="bench-tied", across=Across(tied=0.5, discount=0.7)), PENALTY),
     "difference": Configuration(replace(_TOPK, name="bench-difference", across=Across(cross=-0.5)), 3),
+    "delta": Configuration(replace(_TOPK, name="bench-delta", across=Across(delta=Delta())), 3),
     "narrow_l1_sum": Configuration(_L1, PENALTY, 64),
     "narrow_batch_topk": Configuration(_TOPK, 3, 64),
 }

@@ -9,6 +9,7 @@ import torch
 
 from saeworks.activations.batches import Layout
 from saeworks.errors import InputError
+from saeworks.training.partitions import Delta
 from saeworks.training.penalties import TargetL0
 from saeworks.training.recipes import SELECTIONS_BY_K, Recipe
 
@@ -51,6 +52,8 @@ class MemberConfig:
         self._check_sparsity()
         self._check_inputs(layout)
         check_recipe(self.recipe)
+        if self.recipe.across is not None and self.recipe.across.delta is not None:
+            self._check_sets(self.recipe.across.delta)
         return layout
 
     def _d_out(self, stream: Layout) -> int | None:
@@ -78,6 +81,16 @@ class MemberConfig:
                 f"'{recipe.name}' divides its latents into k groups of one size, but {number:g} does not divide "
                 f"{self.width}; choose another --k or --width."
             )
+
+    def _check_sets(self, delta: Delta) -> None:
+        """Each of two sets of latents needs fewer of them per token than it has."""
+        size = round(delta.latents * self.width)
+        for latents, k in ((self.width - size, (1 - delta.k) * self.sparsity), (size, delta.k * self.sparsity)):
+            if not 0 < k < latents:
+                raise InputError(
+                    f"'{self.recipe.name}' would select {k:g} of a set of {latents} latents per token; change the "
+                    "shares of delta, --k or --width."
+                )
 
     def _check_inputs(self, layout: Layout) -> None:
         recipe = self.recipe
@@ -172,6 +185,16 @@ def _refused_across(recipe: Recipe) -> dict[str, bool]:
         "has tied latents, whose directions exist once and are not searched; set the scale of the start to 'none' or "
         "'matched'": across.tied > 0 and start.scale == "search",
         "mixes errors with a γ outside [-1, 0]; check cross": not -1 <= across.cross <= 0,
+        "has two sets of latents with a k of their own, from which 'batch_topk' alone selects; leave delta out": (
+            across.delta is not None and recipe.selection != "batch_topk"
+        ),
+        "adds the squared error of a difference to errors that are measured otherwise; measure errors squared": (
+            across.delta is not None and recipe.reconstruction != "squared"
+        ),
+        "gives a share to the latents of the difference that is not within (0, 1), or a negative weight; check delta": (
+            across.delta is not None
+            and not (0 < across.delta.latents < 1 and 0 < across.delta.k < 1 and across.delta.weight >= 0)
+        ),
         "mixes errors that are norms, which have no product; measure errors squared or normalized": (
             across.cross != 0 and recipe.reconstruction == "norm"
         ),

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
 from saeworks.training.division import Division
+
+THRESHOLD_DECAY = 0.99
+
+
+@dataclass
+class Smallest:
+    """Moving average of the smallest selected score of a step; corrected for beginning at 0."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """The average; 0 before the first step."""
+        return self.total / self.weight if self.weight else 0.0
+
+    def follow(self, score: float | None) -> None:
+        """Take in the score of the next step; None where nothing was selected."""
+        if score is not None:
+            self.total = THRESHOLD_DECAY * self.total + (1 - THRESHOLD_DECAY) * score
+            self.weight = THRESHOLD_DECAY * self.weight + (1 - THRESHOLD_DECAY)
 
 
 def fired(codes: Codes, division: Division) -> Tensor:
@@ -43,6 +65,22 @@ def smallest_selected(codes: Codes, scores: Tensor, whole_batch: bool, division:
         return float(found.mean()) if found.numel() else None
     total, count = division.everywhere(torch.tensor([float(found.sum()), found.numel()], dtype=torch.float64)).tolist()
     return total / count if count else None
+
+
+def follow(
+    averages: Sequence[Smallest],
+    codes: Codes,
+    scores: Tensor,
+    sets: Sequence[tuple[slice, float]],
+    whole_batch: bool,
+    division: Division,
+) -> None:
+    """Take the smallest selected score of every set of latents into its average; see :func:`smallest_selected`."""
+    for average, (part, _) in zip(averages, sets, strict=True):
+        own = scores
+        if len(sets) > 1:
+            own = scores[(codes.indices >= part.start) & (codes.indices < part.stop)]
+        average.follow(smallest_selected(codes, own, whole_batch, division))
 
 
 def order_by_strength(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
+from saeworks.training.deltas import delta_terms
 from saeworks.training.division import Division
 from saeworks.training.moment import Moment
 from saeworks.training.objectives import combined, decoder_norms, measured_errors, score_norms, variance
@@ -66,6 +67,7 @@ def losses(
         more = forward(recipe, p, x, moment, widths, min(recipe.multi.factor * moment.k, width))
         whole = _prefixes(recipe, p, x, more.f, (p["b_enc"].numel(),), division)
         terms["multi"] = (recipe.multi.weight, measured_errors(recipe, y, whole, widths, division)[0])
+    terms |= delta_terms(recipe, p["decoder"], y, latents.f, moment)
     shown = _shown(recipe, p, latents.z, penalised, moment, widths)
     for penalty in recipe.penalties:
         terms[penalty.kind] = (weight(penalty, moment), penalty(shown))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
 from saeworks.dictionaries.kernels.sparse import encode_selected
+from saeworks.training.deltas import delta_terms
 from saeworks.training.dense import Parameters
 from saeworks.training.moment import Moment
 from saeworks.training.objectives import combined, measured_errors, prefix_reconstructions, score_norms, variance
@@ -40,6 +41,7 @@ def losses(
     if recipe.multi is not None:
         whole = _prefixes(recipe, p, x, more[0], (p["b_enc"].numel(),), moment)
         terms["multi"] = (recipe.multi.weight, measured_errors(recipe, y, whole, widths, division)[0])
+    terms |= delta_terms(recipe, p["decoder"], y, codes, moment)
     aux = None
     if recipe.aux_k is not None and moment.dead_count > 0:
         aux = _aux(recipe, p, x, (y - prefixes[:, -1]).detach(), moment, widths)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saeworks.dictionaries.activation import BatchTopK
 from saeworks.dictionaries.codes import Codes
-from saeworks.dictionaries.kernels.positions import positions_above
+from saeworks.dictionaries.kernels.positions import positions, positions_above
 from saeworks.dictionaries.kernels.product import blocks
 from saeworks.dictionaries.kernels.selection import largest_of_all
 from saeworks.dictionaries.kernels.sparse import encode_selected
@@ -122,7 +122,7 @@ def collect(
             if max(ks) > densest * bias.numel():
                 raise TooDense
             norms = score_norms(recipe, p["decoder"], widths)
-            found = _by_k(recipe, rows, ks, norms, moment.hint, (x.shape[0], bias.numel()))
+            found = _by_k(recipe, rows, ks, norms, moment, (x.shape[0], bias.numel()))
         else:
             found = [_above(rows, _floor(recipe, p, moment), (x.shape[0], bias.numel()), densest)]
     with_gradient = [
@@ -200,12 +200,12 @@ def _above(rows: Blocks, floor: float | Tensor, shape: tuple[int, int], densest:
 
 
 def _by_k(
-    recipe: Recipe, rows: Blocks, ks: list[float], norms: Tensor | None, hint: float | None, shape: tuple[int, int]
+    recipe: Recipe, rows: Blocks, ks: list[float], norms: Tensor | None, moment: Moment, shape: tuple[int, int]
 ) -> list[Codes]:
     """The latents that each of ``ks`` selects by ``z``, or by ``z * norms [width]``."""
     activations = [recipe.activation(k) for k in ks]
     if recipe.selection == "batch_topk":
-        return _by_batch(rows, ks, norms, hint if len(ks) == 1 else None, shape)
+        return _by_batch(rows, ks, norms, moment.hint if len(ks) == 1 else None, moment.sets, shape)
     parts: list[list[Codes]] = [[] for _ in ks]
     for _, z in rows():
         scores = z if norms is None else z * norms
@@ -217,37 +217,63 @@ def _by_k(
 
 
 def _by_batch(
-    rows: Blocks, ks: list[float], norms: Tensor | None, hint: float | None, shape: tuple[int, int]
+    rows: Blocks,
+    ks: list[float],
+    norms: Tensor | None,
+    hint: float | None,
+    sets: list[tuple[slice, float]],
+    shape: tuple[int, int],
 ) -> list[Codes]:
-    """BatchTopK without a matrix of all scores: candidates above a guess, then the largest of them.
+    """BatchTopK without a matrix of all scores: candidates above a guess, then the largest of them, set by set.
 
     The guess is checked on the first block and replaced by one from there. It decides how many candidates are kept, and
     never what is selected: too few of them, and all positive scores are searched.
     """
-    wanted = [round(k * shape[0]) for k in ks]
-    guess = 0.0 if hint is None else hint
+    wanted = [[round(k * share * shape[0]) for _, share in sets] for k in ks]
+    guesses = [0.0 if hint is None else hint] * len(sets)
     for attempt in range(2):
         scores, values = _Found(shape), _Found(shape)
         for start, z in rows():
             scored = z if norms is None else z * norms
             if start == 0 and attempt == 0:
-                guess = _checked(guess, scored, max(ks))
-            places = positions_above(scored, guess)
+                guesses = [
+                    _checked(guess, scored[:, part], max(ks) * share)
+                    for guess, (part, share) in zip(guesses, sets, strict=True)
+                ]
+            places = positions_above(scored, _floors(guesses, sets, scored))
             scores.add(start, places, scored)
             if norms is not None:
                 values.add(start, places, z)
         candidates = scores.codes()
-        if candidates.values.numel() >= max(wanted) or guess == 0.0:
+        of_sets = [_of_set(candidates.indices, part) for part, _ in sets]  # pyright: ignore
+        numbers = [part.numel() for part in of_sets]
+        if all(n >= max(most) or g == 0 for n, g, *most in zip(numbers, guesses, *wanted, strict=True)):
             break
-        guess = 0.0
+        guesses = [0.0] * len(sets)
     pre = candidates if norms is None else values.codes()  # pyright: ignore
-    return [_kept(candidates, pre.values, count) for count in wanted]  # pyright: ignore
+    return [_kept(candidates, pre.values, of_sets, counts) for counts in wanted]  # pyright: ignore
 
 
-def _kept(candidates: Codes, values: Tensor, count: int) -> Codes:
-    """The candidates with the ``count`` largest scores, with their ``values``."""
+def _floors(guesses: list[float], sets: list[tuple[slice, float]], scores: Tensor) -> float | Tensor:
+    """One guess, or that of each latent's set."""
+    if len(sets) == 1:
+        return guesses[0]
+    sizes = torch.tensor([part.stop - part.start for part, _ in sets], device=scores.device)
+    return scores.new_tensor(guesses).repeat_interleave(sizes)
+
+
+def _of_set(latents: Tensor, part: slice) -> Tensor:
+    """Ascending places of the ``latents [nonzero]`` that are in a set."""
+    if part == slice(None):
+        return torch.arange(latents.numel(), device=latents.device)
+    return positions((latents >= part.start) & (latents < part.stop))
+
+
+def _kept(candidates: Codes, values: Tensor, of_sets: list[Tensor], counts: list[int]) -> Codes:
+    """The candidates with the largest scores, so many of each set, with their ``values``."""
     mask = torch.zeros_like(candidates.values, dtype=torch.bool)
-    mask[largest_of_all(candidates.values, count)] = True
+    for places, count in zip(of_sets, counts, strict=True):
+        mask[places[largest_of_all(candidates.values[places], count)]] = True
     return candidates.subset(mask, values)
 
 

@@ -66,6 +66,8 @@ def exported(
         own["group_sizes"] = list(member.group_sizes)
     if described := member.partitions.described():
         own["partitions"] = described
+    if budgets := member.partitions.budgets:  # each of these sets of latents, in this order, has a threshold of its own
+        own["budgets"] = [{"latents": latents, "k": share * config.sparsity} for latents, share in budgets]
     cfg = DictionaryConfig(
         architecture=architecture,
         d_in=member.layout.d_in,
@@ -106,7 +108,10 @@ def _inference(member: Member, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor,
         return p["encoder"].T, p["b_enc"], p["threshold"], "learned"
     if selection != "batch_topk":
         return p["encoder"].T, p["b_enc"], None, None
-    threshold = torch.full_like(p["b_enc"], member.threshold)
+    sizes = torch.tensor([latents for latents, _ in member.partitions.budgets] or [len(p["b_enc"])])
+    threshold = (
+        p["b_enc"].new_tensor([one.value for one in member.smallest]).repeat_interleave(sizes.to(p["b_enc"].device))
+    )
     norms = score_norms(member.config.recipe, p["decoder"], member.widths)
     if norms is not None:
         # z |W| > t is z > t / |W|; a latent without a direction scores 0 and is never selected.

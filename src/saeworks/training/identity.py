@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from saeworks.activations.streams import Stream
 from saeworks.training.member import Member
+from saeworks.training.partitions import Across
 from saeworks.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def same_run(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:
 
 def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A member as this version would describe it: what an earlier one did not know, it did as the defaults say."""
-    recipe = saved["recipe"]
+    recipe = dict(saved["recipe"])
+    if recipe.get("across") is not None:
+        recipe["across"] = {**asdict(Across()), **recipe["across"]}
     defaults = json.loads(json.dumps(asdict(Recipe(recipe["name"], recipe["selection"]))))
     renamed = {("sparsity" if key == "k" else key): value for key, value in saved.items()}
     return {"source": None, "target": None, **renamed, "recipe": _filled(defaults, recipe)}

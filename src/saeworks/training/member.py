@@ -17,10 +17,10 @@ from saeworks.runtime import generator
 from saeworks.training import dense, paths
 from saeworks.training.cells import MemberConfig, sampled_sizes
 from saeworks.training.controllers import PenaltyState
-from saeworks.training.counting import fired, mean_l0, order_by_strength, smallest_selected
+from saeworks.training.counting import Smallest, fired, follow, mean_l0, order_by_strength
 from saeworks.training.division import PER_LATENT, UNDIVIDED, Division
 from saeworks.training.initialisation import draw_weights, fit_biases, fit_scale, geometric_median
-from saeworks.training.moment import Moment
+from saeworks.training.moment import Moment, sets_of
 from saeworks.training.objectives import score_norms, variance
 from saeworks.training.optimizers import ScheduleFreeSign, make_optimizer
 from saeworks.training.partitions import Partitions
@@ -29,7 +29,6 @@ from saeworks.training.schedules import Schedule
 
 __all__ = ["Member", "MemberConfig", "geometric_median"]
 
-THRESHOLD_DECAY = 0.99
 HINT_FACTOR = 0.95
 # Decay of the average by which latents are kept in order (toy model of arXiv 2503.17547).
 ORDER_DECAY = 0.95
@@ -76,8 +75,7 @@ class Member:
         self.parameters = {name: value.to(device, copy=True).requires_grad_() for name, value in drawn.items()}
         self.optimizer = make_optimizer(recipe, self.parameters, config.learning_rate, device)
         self.tokens_since_fired = torch.zeros(config.width, dtype=torch.int64, device=device)
-        self.threshold_sum = 0.0  # exponential moving sum of the smallest selected score, and its weight
-        self.threshold_weight = 0.0
+        self.smallest = [Smallest() for _ in self.partitions.budgets or (0,)]  # one for each set that is selected from
         self.bandwidth = recipe.jump.bandwidth
         self.penalty = PenaltyState()
         self.averages: dict[str, Tensor] | None = None
@@ -132,8 +130,8 @@ class Member:
 
     @property
     def threshold(self) -> float:
-        """Bias-corrected moving average of the smallest selected score; 0 before the first step."""
-        return self.threshold_sum / self.threshold_weight if self.threshold_weight else 0.0
+        """Bias-corrected moving average of the smallest selected score, of the first set; 0 before the first step."""
+        return self.smallest[0].value
 
     @torch.no_grad()
     def initialise(self, x: Tensor, targets: Tensor | None = None) -> None:
@@ -169,11 +167,12 @@ class Member:
         if recipe.prefixes is not None:
             sizes = sampled_sizes(config.width, recipe.prefixes, generator(config.seed, "prefixes", step))
         dead = self.dead()
+        guess = self.threshold if len(self.smallest) == 1 else 0.0  # of several sets each ends elsewhere
         return Moment(
             sizes=sizes,
             dead=dead,
             k=k,
-            hint=HINT_FACTOR * self.threshold if self.threshold_weight and k == config.sparsity else None,
+            hint=HINT_FACTOR * guess if guess and k == config.sparsity else None,
             target=config.sparsity,
             penalty=coefficient * self.penalty.scale * warm,
             warm=warm,
@@ -181,6 +180,7 @@ class Member:
             next_p=lp.exponent(self.penalty.falls + 1) if lp else 1.0,
             bandwidth=self.bandwidth,
             discounts=self.partitions.discounts(recipe.across.discount) if recipe.across else None,
+            budgets=self.partitions.budgets,
             division=self.division,
             all_dead=self.dead_count() if self.division.by == "latents" else None,
         )
@@ -302,11 +302,8 @@ class Member:
         norms = score_norms(self.config.recipe, self.decoder, self.widths)
         if norms is not None:
             scores = scores * norms[codes.indices]
-        smallest = smallest_selected(codes, scores, self.config.recipe.selection == "batch_topk", self.division)
-        if smallest is None:
-            return
-        self.threshold_sum = THRESHOLD_DECAY * self.threshold_sum + (1 - THRESHOLD_DECAY) * smallest
-        self.threshold_weight = THRESHOLD_DECAY * self.threshold_weight + (1 - THRESHOLD_DECAY)
+        whole_batch = self.config.recipe.selection == "batch_topk"
+        follow(self.smallest, codes, scores, sets_of(self.partitions.budgets), whole_batch, self.division)
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:
         """The optimiser's state by the names of the parameters."""
@@ -369,7 +366,8 @@ class Member:
         if self.strengths is not None:
             state["strengths"] = self.strengths
         state["tokens_since_fired"] = self.tokens_since_fired
-        state |= {"threshold_sum": self.threshold_sum, "threshold_weight": self.threshold_weight}
+        state |= {"threshold_sum": self.smallest[0].total, "threshold_weight": self.smallest[0].weight}
+        state["more_thresholds"] = [[one.total, one.weight] for one in self.smallest[1:]]
         state |= {"bandwidth": self.bandwidth, "penalty": self.penalty.state_dict(), "failure": self.failure}
         return state
 
@@ -393,7 +391,8 @@ class Member:
         if self.strengths is not None:
             self.strengths.copy_(state["strengths"])
         self.tokens_since_fired.copy_(state["tokens_since_fired"])
-        self.threshold_sum, self.threshold_weight = state["threshold_sum"], state["threshold_weight"]
+        first = (state["threshold_sum"], state["threshold_weight"])
+        self.smallest = [Smallest(*one) for one in (first, *state.get("more_thresholds", ()))]
         self.bandwidth = state.get("bandwidth", self.bandwidth)
         if "penalty" in state:
             self.penalty.load_state_dict(state["penalty"])

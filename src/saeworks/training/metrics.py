@@ -29,7 +29,9 @@ def metrics(member: Member, stats: Mapping[str, Tensor], scale: float) -> dict[s
         "details/grad_norm": float(stats["grad_norm"]),
         "details/threshold": member.threshold / scale,
     }
-    for term in (*(p.kind for p in member.config.recipe.penalties), "gate", "multi"):
+    if len(member.smallest) > 1:
+        found["details/threshold_delta"] = member.smallest[1].value / scale
+    for term in (*(p.kind for p in member.config.recipe.penalties), "gate", "multi", "delta"):
         if term in stats:
             found[f"losses/{term}"] = float(stats[term])
     if "in_window" in stats:

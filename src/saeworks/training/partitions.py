@@ -1,13 +1,13 @@
 """What a crosscoder asks of its sources: latents that belong to one of them, latents they share, how errors mix.
 
 Latents stand in this order: those exclusive to the first source, to the second, …; those with one direction for all
-sources; the rest.
+sources; the rest, of which the last may be a set of their own that explains how two sources differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,24 @@ from torch import Tensor
 from saeworks.errors import InputError
 
 TIED = "tied"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Latents that have to explain how the second source differs from the first (arXiv 2603.04426).
+
+    Each of the two sets, these latents and all others, is selected from by itself.
+
+    Attributes:
+        latents: share of the latents that are in the set.
+        k: share of the selected latents that come from it.
+        weight: λ of the mean over tokens of ``|f_Δ (W_1 − W_0) − (x_1 − x_0)|²``, where ``f_Δ`` are the latents of the
+            set and ``W_s`` their decoder rows in either source; decoder biases have no part in it.
+    """
+
+    latents: float = 0.25
+    k: float = 0.25
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,12 +47,14 @@ class Across:
         discount: factor on the sparsity penalties of tied latents.
         cross: γ in ``Σ_s |e_s|² + 2 γ e_0 · e_1`` of the errors of two sources. 0 is the plain loss; at −1 only the
             difference of the sources is reconstructed.
+        delta: a set of latents for the difference of two sources; None for none.
     """
 
     exclusive: float = 0.0
     tied: float = 0.0
     discount: float = 1.0
     cross: float = 0.0
+    delta: Delta | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +64,15 @@ class Partitions:
     Attributes:
         width: latents. widths: of the sources.
         exclusive: latents of every single source. tied: latents with one direction for all.
+        delta: the last latents, a set of their own. delta_k: share of the selected latents that come from it.
     """
 
     width: int
     widths: tuple[int, ...]
     exclusive: int = 0
     tied: int = 0
+    delta: int = 0
+    delta_k: float = 0.0
 
     @staticmethod
     def of(across: Across | None, width: int, widths: tuple[int, ...]) -> Partitions:
@@ -57,6 +80,8 @@ class Partitions:
         if across is None:
             return Partitions(width, widths)
         found = Partitions(width, widths, round(across.exclusive * width), round(across.tied * width))
+        if across.delta is not None:
+            found = replace(found, delta=round(across.delta.latents * width), delta_k=across.delta.k)
         if across.tied and len(set(widths)) > 1:
             raise InputError(
                 f"Tied latents have one direction for all sources, and these are of the widths {list(widths)}; leave "
@@ -66,10 +91,15 @@ class Partitions:
             raise InputError(
                 f"The product of errors is defined for two sources of one width, not {list(widths)}; leave cross at 0."
             )
-        if found.free < 0:
+        if across.delta is not None and (len(widths) != 2 or widths[0] != widths[1]):
             raise InputError(
-                f"{found.exclusive} latents for each of {len(widths)} sources and {found.tied} tied ones are more than "
-                f"the width {width}; lower exclusive or tied."
+                f"Latents for the difference of the sources need two of one width, not {list(widths)}; leave delta out."
+            )
+        if found.free < found.delta:
+            also = f" and {found.delta} for their difference" if found.delta else ""
+            raise InputError(
+                f"{found.exclusive} latents for each of {len(widths)} sources and {found.tied} tied ones{also} are "
+                f"more than the width {width}; lower exclusive, tied or delta."
             )
         return found
 
@@ -80,8 +110,15 @@ class Partitions:
 
     @property
     def free(self) -> int:
-        """Latents without a rule."""
+        """Latents without a rule for their decoder rows."""
         return self.width - self.first_tied - self.tied
+
+    @property
+    def budgets(self) -> tuple[tuple[int, float], ...]:
+        """``(latents, share of k)`` of the sets that are selected from by themselves; empty when all are one set."""
+        if not self.delta:
+            return ()
+        return (self.width - self.delta, 1 - self.delta_k), (self.delta, self.delta_k)
 
     def clear_(self, rows: Tensor) -> Tensor:
         """Set rows of a decoder or its gradient to zero where latents of one source write to others.
@@ -124,5 +161,5 @@ class Partitions:
 
     def described(self) -> dict[str, int]:
         """For ``cfg.json``: the sizes that are not zero."""
-        sizes = {"exclusive": self.exclusive, "tied": self.tied}
+        sizes = {"exclusive": self.exclusive, "tied": self.tied, "delta": self.delta}
         return {name: size for name, size in sizes.items() if size}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from saeworks.training.initialisation import Initialisation
-from saeworks.training.partitions import Across
+from saeworks.training.partitions import Across, Delta
 from saeworks.training.penalties import L1, PreAct, Tanh
 from saeworks.training.published import Preset, published, stated
 from saeworks.training.recipes import AuxK, Jump, Recipe
@@ -49,7 +49,8 @@ def diffing() -> Preset:
     ``diffing-l1`` penalises the sum of the models' norms, which can empty one of them; ``diffing-l1_concatenated`` the
     norm over both, which cannot. ``diffing-batch_topk`` is the one to begin with; ``diffing-batch_topk_concatenated``
     selects by the norm over both. ``diffing-dedicated`` keeps latents for each model, ``diffing-tied`` ties half of
-    them, ``diffing-difference`` weighs the difference of the models more than either.
+    them, ``diffing-difference`` weighs the difference of the models more than either. ``diffing-delta`` has a set of
+    latents, with a k of its own, whose decoder rows have to explain the difference (Delta-Crosscoder).
     """
     l1 = Recipe("diffing-l1", "relu", penalties=(L1(norms="sum"),), **PENALISED)
     topk = Recipe("diffing-batch_topk", "batch_topk", **SELECTED)
@@ -68,12 +69,13 @@ def diffing() -> Preset:
         replace(topk, name="diffing-dedicated", across=Across(exclusive=0.05)),
         replace(l1, name="diffing-tied", across=Across(tied=0.5, discount=0.7)),
         replace(topk, name="diffing-difference", across=Across(cross=-0.5)),
+        replace(topk, name="diffing-delta", across=Across(delta=Delta())),
         replace(jump, normalization="sqrt_d", timing=replace(jump.timing, decay=0.2, sparsity_warm_up=Span(None, 1.0))),
     )
     sources = stated(
         ("arXiv 2504.02922 and its code", "selection norm_weighted aux_k pre_bias constraint timing"),
         ("Lindsey et al. (2024)", "penalties reconstruction"),
-        ("arXiv 2602.11729, Mishra-Sharma et al. (2025)", "across"),
+        ("arXiv 2602.11729, 2603.04426, Mishra-Sharma et al. (2025); shares, budgets and weight are ours", "across"),
         ("arXiv 2602.11729", "k_anneal"),
         ("Anthropic, January 2025", "jump"),
         ("saeworks: sources stay comparable", "inputs normalization initialisation score_norms"),

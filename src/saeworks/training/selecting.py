@@ -26,6 +26,9 @@ def selected(recipe: Recipe, scores: Tensor, k: float, moment: Moment, hint: flo
     """
     activation, division = recipe.activation(k), moment.division
     if isinstance(activation, BatchTopK):
+        if moment.budgets:
+            parts = [(scores[:, latents], k * share) for latents, share in moment.sets]
+            return Codes.from_mask(scores, torch.cat([_mask(part, own, division) for part, own in parts], dim=1))
         if division.by is None:
             return activation(scores, hint)
         return _batch_topk(scores, activation.k, hint, division, sum(moment.sizes))
@@ -56,6 +59,13 @@ def largest_per_token(scores: Tensor, k: int, division: Division) -> Tensor:
     won = torch.zeros_like(pool, dtype=torch.bool).scatter_(1, winners, True) & (pool > -torch.inf)
     mine = won.unflatten(1, (-1, sent))[:, division.ranks.rank, : values.shape[1]]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, places, mine)
+
+
+def _mask(scores: Tensor, k: float, division: Division) -> Tensor:
+    """``[token, latent]`` mask of what a BatchTopK selects among these latents, which every rank holds."""
+    if division.by is None:
+        return BatchTopK(k)(scores).dense() > 0
+    return _batch_topk(scores, k, None, division, scores.shape[1]).dense() > 0
 
 
 def _batch_topk(scores: Tensor, k: float, hint: float | None, division: Division, width: int) -> Codes:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saeworks.dictionaries.codes import Codes
 from saeworks.dictionaries.kernels.sparse import squared_errors
+from saeworks.training.deltas import delta_terms
 from saeworks.training.dense import Parameters
 from saeworks.training.entries import collect, shown
 from saeworks.training.moment import Moment
@@ -71,6 +72,7 @@ def losses(
     if recipe.multi is not None:
         second = _errors(recipe, more[0].codes, p["decoder"], base, y, whole, widths)[0][0]
         terms["multi"] = (recipe.multi.weight, second)
+    terms |= delta_terms(recipe, p["decoder"], y, entries.codes, moment)
     seen = shown(recipe, p, x, entries, moment, widths) if recipe.penalties else None
     for penalty in recipe.penalties if seen is not None else ():
         terms[penalty.kind] = (weight(penalty, moment), penalty(seen))  # pyright: ignore

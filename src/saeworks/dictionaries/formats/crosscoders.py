@@ -16,7 +16,8 @@ from torch import Tensor
 from saeworks.dictionaries.dictionary import Dictionary
 from saeworks.dictionaries.folding import fold_normalization
 from saeworks.dictionaries.formats import reading
-from saeworks.dictionaries.formats.dictionary_learning import crosscoder, plain_state, unnormalised
+from saeworks.dictionaries.formats.dictionary_learning import plain_state
+from saeworks.dictionaries.formats.dictionary_learning_crosscoders import crosscoder, unnormalised
 from saeworks.dictionaries.formats.format import Format, Hints, Settings, Weights, about, beside, build, weights_file
 from saeworks.dictionaries.formats.names import site_of
 from saeworks.errors import InputError

@@ -22,6 +22,7 @@ from saeworks.dictionaries.folding import (
     unfold_pre_bias,
 )
 from saeworks.dictionaries.formats import reading
+from saeworks.dictionaries.formats.dictionary_learning_crosscoders import Parts, crosscoder, unnormalised
 from saeworks.dictionaries.formats.exact import (
     common_threshold,
     thresholds,
@@ -38,6 +39,7 @@ from saeworks.dictionaries.formats.format import (
     build,
     check_metadata,
     filled,
+    k_of,
     tensors_of,
     weights_file,
     write_folder,
@@ -59,8 +61,6 @@ CLASSES = (
 # What a class trained under another name is called.
 _SAME = {"MatryoshkaBatchTopK": "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoderNew": "JumpReluAutoEncoder"}
 _PREFIXES = ("_orig_mod.", "module.")
-_SUM_OF_NORMS, _JOINT_NORM, _NO_NORM = 1, 2, 4
-_NEVER = 1e30
 
 
 def load(path: Path, hints: Hints) -> Dictionary:
@@ -139,9 +139,6 @@ def _class_of(weights: Weights, given: str, config: Path | None) -> str:
     return default
 
 
-_Read = tuple[dict[str, Any], dict[str, Tensor | None], dict[str, Any]]
-
-
 def _linear(weights: Weights, bias: str) -> dict[str, Tensor | None]:
     return {
         "W_enc": weights.get("encoder.weight", 2).T,
@@ -150,17 +147,17 @@ def _linear(weights: Weights, bias: str) -> dict[str, Tensor | None]:
     }
 
 
-def _relu(weights: Weights, _: Settings) -> _Read:
+def _relu(weights: Weights, _: Settings) -> Parts:
     tensors = {**_linear(weights, "bias"), "b_enc": weights.get("encoder.bias", 1)}
     return {"architecture": "relu", "apply_b_dec_to_input": True}, tensors, {}
 
 
-def _relu_new(weights: Weights, _: Settings) -> _Read:
+def _relu_new(weights: Weights, _: Settings) -> Parts:
     tensors = {**_linear(weights, "decoder.bias"), "b_enc": weights.get("encoder.bias", 1)}
     return {"architecture": "relu", "apply_b_dec_to_input": False}, tensors, {}
 
 
-def _gated(weights: Weights, _: Settings) -> _Read:
+def _gated(weights: Weights, _: Settings) -> Parts:
     tensors = _linear(weights, "decoder_bias")
     W_enc = tensors["W_enc"]
     assert W_enc is not None
@@ -169,98 +166,44 @@ def _gated(weights: Weights, _: Settings) -> _Read:
     return {"architecture": "jumprelu", "apply_b_dec_to_input": True}, tensors, {"gated": True}
 
 
-def _jumprelu(weights: Weights, trainer: Settings) -> _Read:
+def _jumprelu(weights: Weights, trainer: Settings) -> Parts:
     tensors: dict[str, Tensor | None] = {name: weights.get(name, 2) for name in ("W_enc", "W_dec")}
     tensors |= {name: weights.get(name, 1) for name in ("b_enc", "b_dec", "threshold")}
     return {"architecture": "jumprelu", "apply_b_dec_to_input": trainer.flag("apply_b_dec_to_input")}, tensors, {}
 
 
-def _topk(weights: Weights, trainer: Settings) -> _Read:
+def _topk(weights: Weights, trainer: Settings) -> Parts:
     tensors = {**_linear(weights, "b_dec"), "b_enc": weights.get("encoder.bias", 1)}
-    k, threshold = _k(weights, trainer), weights.scalar("threshold")
+    k, threshold = k_of(weights, trainer), weights.scalar("threshold")
     extra = {"threshold_moving_average": threshold} if threshold is not None and threshold >= 0 else {}
     return {"architecture": "topk", "k": k, "apply_b_dec_to_input": True}, tensors, extra
 
 
-def _batch_topk(weights: Weights, trainer: Settings) -> _Read:
+def _batch_topk(weights: Weights, trainer: Settings) -> Parts:
     tensors: dict[str, Tensor | None] = {**_linear(weights, "b_dec"), "b_enc": weights.get("encoder.bias", 1)}
     tensors["threshold"] = _common(weights, weights.get("encoder.bias", 1))
-    extra = {"recipe": "batch_topk", "k": _k(weights, trainer)}
+    extra = {"recipe": "batch_topk", "k": k_of(weights, trainer)}
     return {"architecture": "jumprelu", "apply_b_dec_to_input": True}, tensors, extra
 
 
-def _matryoshka(weights: Weights, trainer: Settings) -> _Read:
+def _matryoshka(weights: Weights, trainer: Settings) -> Parts:
     tensors: dict[str, Tensor | None] = {name: weights.get(name, 2) for name in ("W_enc", "W_dec")}
     tensors |= {name: weights.get(name, 1) for name in ("b_enc", "b_dec")}
     tensors["threshold"] = _common(weights, weights.get("b_enc", 1))
     groups: object = weights.values.get("group_sizes")
     sizes: Any = groups.tolist() if isinstance(groups, Tensor) else trainer.values.get("group_sizes")
     check_metadata(weights.path, {"group_sizes": sizes or 0}, weights.get("b_enc", 1).numel())
-    extra = {"recipe": "matryoshka_batch_topk", "k": _k(weights, trainer), "group_sizes": sizes}
+    extra = {"recipe": "matryoshka_batch_topk", "k": k_of(weights, trainer), "group_sizes": sizes}
     return {"architecture": "jumprelu", "apply_b_dec_to_input": True}, tensors, extra
 
 
-def crosscoder(weights: Weights, trainer: Settings) -> _Read:
-    """Sources side by side. With a threshold, a latent is active where ``f · norm > threshold``."""
-    encoder, decoder = weights.get("encoder.weight", 3), weights.get("decoder.weight", 3)
-    sources, d, n = encoder.shape
-    weights.shaped("decoder.weight", decoder, sources, n, d)
-    bias = weights.shaped("decoder.bias", weights.get("decoder.bias", 2), sources, d)
-    tensors: dict[str, Tensor | None] = {
-        "W_enc": encoder.reshape(sources * d, n),
-        "W_dec": decoder.transpose(0, 1).reshape(n, sources * d),
-        "b_enc": weights.get("encoder.bias", 1),
-        "b_dec": bias.reshape(-1),
-    }
-    cfg = {
-        "architecture": "relu",
-        "apply_b_dec_to_input": False,
-        "sources": [f"source_{i}" for i in range(sources)],
-    }
-    threshold = weights.scalar("threshold")
-    if "k" not in weights and threshold is None:
-        return cfg, tensors, {}
-    if threshold is None or threshold < 0:
-        raise InputError(f"'{weights.path}' has no calibrated threshold, so what it does to one token is undefined.")
-    kind = int(weights.scalar("code_normalization_id") or _SUM_OF_NORMS)
-    if kind not in (_SUM_OF_NORMS, _JOINT_NORM, _NO_NORM):
-        raise InputError(f"'{weights.path}' has the code normalisation {kind}; no threshold per latent can say that.")
-    norms = {
-        _SUM_OF_NORMS: decoder.norm(dim=2).sum(dim=0),
-        _JOINT_NORM: decoder.norm(dim=(0, 2)),
-        _NO_NORM: torch.ones(n),
-    }[kind]
-    # A latent without a direction has the score 0 and is never active.
-    limit = torch.where(norms > 0, threshold / norms, _NEVER)
-    extra = {"recipe": "crosscoder_batch_topk", "k": _k(weights, trainer)}
-    return {**cfg, "architecture": "jumprelu"}, {**tensors, "threshold": limit}, extra
-
-
-_READERS: dict[str, Callable[[Weights, Settings], _Read]] = dict(
+_READERS: dict[str, Callable[[Weights, Settings], Parts]] = dict(
     zip(
         CLASSES,
         (_relu, _relu_new, _gated, _jumprelu, _topk, _batch_topk, _matryoshka, crosscoder, crosscoder),
         strict=True,
     )
 )
-
-
-def unnormalised(dictionary: Dictionary, weights: Weights) -> Dictionary:
-    """Fold ``(x − mean) · scale`` of every source, where a crosscoder carries one, into its weights."""
-    mean, scale = weights.maybe("activation_mean", 2), weights.maybe("activation_global_scale", 1)
-    if mean is None or scale is None or bool(mean.isnan().any()):
-        return dictionary
-    folded = fold_normalization(dictionary, scale.tolist())
-    offset = mean.reshape(-1).to(folded.dtype)
-    return folded.replace(b_enc=folded.b_enc - offset @ folded.W_enc, b_dec=folded.b_dec + offset)
-
-
-def _k(weights: Weights, trainer: Settings) -> int:
-    found = weights.scalar("k")
-    k = int(found) if found is not None else trainer.integer("k")
-    if k is None:
-        raise InputError(f"'{weights.path}' does not say how many latents (k) are active.")
-    return k
 
 
 def _common(weights: Weights, like: Tensor) -> Tensor:

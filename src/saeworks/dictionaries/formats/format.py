@@ -231,6 +231,15 @@ def check_metadata(path: Path, metadata: Mapping[str, Any], d_sae: int) -> None:
         )
 
 
+def k_of(weights: Weights, settings: Settings) -> int:
+    """How many latents are active: the tensor ``k``, or the setting of that name."""
+    found = weights.scalar("k")
+    k = int(found) if found is not None else settings.integer("k")
+    if k is None:
+        raise InputError(f"'{weights.path}' does not say how many latents (k) are active.")
+    return k
+
+
 def filled(like: Tensor, value: float) -> Tensor:
     """``value`` in the shape and type of ``like``; infinity where the type has no such number, for checks to find."""
     return torch.full_like(like, value, dtype=torch.float64).to(like.dtype)
