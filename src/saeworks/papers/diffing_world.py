@@ -61,7 +61,8 @@ class Settings:
     """All that decides the numbers.
 
     Attributes:
-        site: where both models are read. width: latents. k, penalty: sparsity of BatchTopK and of L1.
+        site: where both models are read. width: latents. k: sparsity of BatchTopK. penalty: of L1, read off weights of
+            0.03, 0.05 and 0.08 so that both have about the same L0, as in the paper.
         tokens: trained on, in batches of ``batch_size``. seeds: of weights and order.
         learning_rate: None takes that of ``saeworks diff``.
         measure_tokens: held out. transcripts, texts: documents that latents are matched with concepts on.
@@ -72,7 +73,7 @@ class Settings:
     site: str = "layers.2.resid_post"
     width: int = 1024
     k: float = 12.0
-    penalty: float = 0.2
+    penalty: float = 0.07
     tokens: int = 500_000
     batch_size: int = 512
     learning_rate: float | None = None
