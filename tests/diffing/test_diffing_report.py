@@ -42,7 +42,7 @@ def row(
         (row(0, 0.95, "genuine"), "genuine", "contains 5 % and the base's other latents 2 %"),
         (row(0, 0.95, "complete_shrinkage", 0.31), "shrinkage", "error contains 31 % of it: complete shrinkage"),
         (row(0, 0.95, "decoupled", 0.01, 0.8), "decoupled", "contain 80 % of it: latent decoupling"),
-        (row(0, 0.95, "complete_shrinkage,decoupled", 0.3, 0.8), "shrinkage", "at once"),
+        (row(0, 0.95, "complete_shrinkage,decoupled", 0.3, 0.8), "both", "at once"),
         (row(0, 0.95, "undefined", None, None), "undecided", "fired on 120 tokens"),
         (row(0, 0.95, ""), "undecided", "too close to the line"),
         (row(0, 0.5, ""), "shared", "Not a candidate"),
@@ -203,6 +203,7 @@ def test_the_page_is_whole_and_everything_is_escaped() -> None:
     assert parser.open == []
     assert len(parser.ids) == len(set(parser.ids))
     assert {"norms", "patching", "genuine", "rejected", "definitions", "provenance"} <= set(parser.ids)
+    assert set(re.findall('href="#([^"]+)"', page)) <= set(parser.ids)
     assert EVIL not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
     assert "error contains 31 % of it: complete shrinkage" in page
@@ -224,12 +225,22 @@ def test_a_card_says_how_sure_nu_is() -> None:
 def test_the_summary_says_what_was_found() -> None:
     said = " ".join(re.sub("<[^>]+>", "", s) for s in summary_sentences(result()))
     assert "3 latents look new" in said
-    assert "2 are genuinely new" in said
+    assert "2 are genuinely new. The base holds the others after all: 1 in its error (complete shrinkage), 0 by" in said
+    assert "those the base holds least first: chat/joke 0, latent 1." in said
     assert "cost 2.000 nats per token of the answer; adding all latents takes away 75 %" in said
     assert "adding the genuinely new ones alone 25 %" in said
     assert "recovers more than the other half" in said
     assert "1 of 1 match best" in said
     assert EXCLUSIVE.split(":")[0] in said
+
+
+def test_every_candidate_is_counted_once() -> None:
+    """Latents that are held in both ways would otherwise be counted twice, and the sum would not be what looks new."""
+    made = result()
+    table = made["stages"]["measure"]["table"]
+    table["flags"][1:3] = ["complete_shrinkage,decoupled", "decoupled"]
+    said = " ".join(summary_sentences(made))
+    assert "0 in its error (complete shrinkage), 1 by other latents (decoupling), 1 in both ways; 0 cannot" in said
 
 
 def test_an_interval_around_zero_decides_nothing() -> None:

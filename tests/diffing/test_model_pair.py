@@ -8,9 +8,9 @@ import torch
 
 from saeworks.activations.streams import StoredStream
 from saeworks.activations.texts import ListTexts, open_texts
-from saeworks.diffing.model_pair import ModelPair
+from saeworks.diffing.model_pair import ModelPair, Turns
 from saeworks.diffing.paired_batches import PairedSource, check_alignment
-from saeworks.diffing.paired_stream import PairedStream, write_paired_store
+from saeworks.diffing.paired_stream import PairedHarvester, PairedStream, write_paired_store
 from saeworks.diffing.transcripts import Transcripts, open_transcripts, render
 from saeworks.errors import InputError
 from saeworks.models.language_model import load_language_model
@@ -142,6 +142,18 @@ def test_what_does_not_count_is_left_out_and_counted(models):
     strict = pair(models, max_norm_ratio=1.2)
     kept = list(strict.batches())
     assert strict.statistics.outliers == count - sum(map(len, kept)) > 0
+
+
+def test_data_of_which_nothing_counts_keeps_nobody_waiting(models):
+    """Turns go by what was given; one that gives nothing would have them all, for ever."""
+    short = pair(models, texts=["One two."] * 8, skip_first=12)
+    turns = Turns(short, epochs=None).contexts()
+    seen = [next(turns) for _ in range(40)]
+    assert not any(bool(c.keep.any()) for c in seen if c.data_set == "texts")
+    assert any(bool(c.keep.any()) for c in seen if c.data_set == "chat")
+    nothing = pair(models, skip_first=120)
+    with pytest.raises(InputError, match="no usable token in a whole pass"):
+        next(PairedHarvester(nothing).batches())
 
 
 @pytest.mark.parametrize("seed", range(6))

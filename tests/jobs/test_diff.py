@@ -132,22 +132,29 @@ def test_what_is_finished_is_not_done_again(
         diff({**settings, "out": out, "resume": True, "gate": 0.7})
 
 
+@pytest.mark.parametrize("stage", ["measure", "patching", "reading"])
 def test_a_diff_that_was_stopped_goes_on_where_it_was(
-    finished: tuple[Path, dict[str, Any]], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, dict[str, Any]],
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
 ) -> None:
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(diff_stages, "patching", stopped)
+        patch.setattr(diff_stages, stage, stopped)
         with pytest.raises(KeyboardInterrupt):
             diff({**settings, "out": out})
     weights = next(out.glob("dictionaries/*/weights.safetensors"))
     before = weights.stat().st_mtime_ns
     summary = diff({**settings, "out": out, "resume": True})
     assert weights.stat().st_mtime_ns == before
-    assert summary["seconds"]["measure"] == 0.0
+    assert (summary["seconds"]["measure"] == 0.0) == (stage != "measure")
+    assert (out / "latents.parquet").read_bytes() == (finished[0] / "latents.parquet").read_bytes()
+    assert summary["counts"] == finished[1]["counts"]
     assert kl_of(summary) == pytest.approx(kl_of(finished[1]), abs=1e-6)
 
 
@@ -334,6 +341,17 @@ def test_the_command_prints_one_object(
     assert Path(summary["report"]).is_file()
     assert main([*flags(tmp_path / "out"), "--presets", "quick"]) == 2
     assert "--resume" in capsys.readouterr().err
+
+
+def test_a_larger_preset_keeps_what_a_smaller_one_has_found(settings: Settings, tmp_path: Path) -> None:
+    quick = diff({**settings, "out": tmp_path / "out", "presets": "quick"})
+    full = diff({**settings, "out": tmp_path / "out", "presets": "full", "resume": True})
+    assert full["methods"] == quick["methods"]
+    assert full["seconds"]["method_per_token_kl"] == 0.0
+    assert full["counts"]["latents"] == 32
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="methods"' in page
+    assert 'id="norms"' in page
 
 
 def test_the_command_shows_tables(

@@ -291,3 +291,35 @@ def test_aux_k_scores_follow_the_norms_of_the_recipe():
     p = {name: value.detach().double() for name, value in m.parameters.items()}
     ways = [path.losses(chosen, p, x.double(), x.double(), moment, m.widths)[0]["aux"] for path in (dense, sparse)]
     assert torch.allclose(*ways, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "least"), [("diffing-l1", 12), ("diffing-batch_topk", 9)])
+def test_three_models_have_one_crosscoder_that_tells_whose_a_concept_is(name, least):
+    """12 orthogonal concepts, by fours: of all three models, of the second and third, of the third alone."""
+    draw = generator(1, "three models")
+    directions = torch.linalg.qr(torch.randn(D, D, generator=draw)).Q
+    present = torch.ones(3, D)  # [model, concept]
+    present[0, 4:], present[1, 8:] = 0, 0
+    chosen = recipe(name)
+    sparsity = 0.1 if chosen.sparsity == "coefficient" else 2
+    m = Member(MemberConfig(chosen, WIDTH, sparsity, 0, 1e-2), Layout(3 * D, sources=("base", "sft", "rl")), 10**9, CPU)
+
+    def batch(tokens):
+        codes = (torch.rand(tokens, D, generator=draw) < 0.15) * (1 + torch.rand(tokens, D, generator=draw))
+        return torch.cat([(codes * mask) @ directions for mask in present], dim=1), codes
+
+    m.initialise(batch(1024)[0])
+    schedule = chosen.schedule(500)
+    for step in range(500):
+        m.step(batch(256)[0], schedule, step)
+    x, codes = batch(2000)
+    p = m.partitions.joined(m.parameters)
+    f = dense.select(chosen, p, x, m.moment(), m.widths).dense()
+    unexplained = (f @ p["decoder"] + p["b_dec"] - x).square().sum() / (x - x.mean(dim=0)).square().sum()
+    assert unexplained < 0.2
+    together = torch.corrcoef(torch.cat([f, codes], dim=1).T).nan_to_num()[:WIDTH, WIDTH:]
+    best = together.argmax(dim=0)  # [concept] the latent that follows it
+    norms = p["decoder"].detach().view(WIDTH, 3, D).norm(dim=2)[best]
+    held = norms / norms.amax(dim=1, keepdim=True)
+    right = ((held > 0.25) == present.T.bool()).all(dim=1) & (together.amax(dim=0) > 0.7)
+    assert int(right.sum()) >= least, "so short a run may split a concept where a budget binds"

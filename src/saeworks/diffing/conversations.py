@@ -95,15 +95,17 @@ def answered(
 ) -> list[list[Message]]:
     """The transcripts with the model's greedy answer in place of the last turn of the assistant.
 
-    What follows that turn is dropped; a transcript without one gets an answer to its end. Those that leave no room for
-    an answer in the model's context are left out, as are empty answers.
+    What follows that turn is dropped; a transcript without one gets an answer to its end. Those that the template
+    refuses or that leave no room for an answer in the model's context are left out, as are empty answers.
     """
     asked: list[list[Message]] = []
+    prompts: list[str] = []
     for turns in transcripts:
         last = max((i for i, turn in enumerate(turns) if turn["role"] == ANSWERING), default=len(turns))
-        if last > 0:
+        prompt = prompt_of(model, turns[:last]) if last > 0 else None
+        if prompt is not None:
             asked.append([dict(turn) for turn in turns[:last]])
-    prompts = [model.chat_prompt(turns) for turns in asked]
+            prompts.append(prompt)
     if model.max_context is not None:
         room = model.max_context - max_new_tokens
         if room < 1:
@@ -122,6 +124,16 @@ def answered(
     return [
         [*asked[i], {"role": ANSWERING, "content": replies[i].strip()}] for i in sorted(replies) if replies[i].strip()
     ]
+
+
+def prompt_of(model: LanguageModel, turns: Sequence[Message]) -> str | None:
+    """The prompt for an answer to these turns; None where the template refuses them, as some do a system message."""
+    try:
+        return model.chat_prompt(turns)
+    except InputError:
+        raise
+    except Exception:  # templates raise errors of their own, of jinja's kinds
+        return None
 
 
 def turn_end(model: LanguageModel) -> tuple[str, ...]:

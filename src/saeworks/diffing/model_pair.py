@@ -274,7 +274,8 @@ class Turns:
                 del reading[name]
                 continue
             context = self.pair.marked(found, name)
-            self._given[name] += int(context.keep.sum())
+            # A batch of which nothing counts has had its turn too: else nobody else would ever have one.
+            self._given[name] += int(context.keep.sum()) or int(context.tokens.attention_mask.sum())
             self.pair.statistics.epochs = min(reader.cursor.epoch for reader in self._readers.values())
             yield context
 

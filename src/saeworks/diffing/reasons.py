@@ -55,13 +55,18 @@ def reason(row: Mapping[str, Any], thresholds: Mapping[str, float]) -> str:
 
 
 def kind(row: Mapping[str, Any], thresholds: Mapping[str, float]) -> str:
-    """``genuine``, ``shrinkage``, ``decoupled``, ``undecided`` or ``shared`` (no candidate)."""
+    """``genuine``, ``both``, ``shrinkage``, ``decoupled``, ``undecided`` or ``shared`` (no candidate).
+
+    ``both`` is shrinkage and decoupling at once, so that every latent is of one kind and their counts add up.
+    """
     delta = row.get("relative_decoder_norm")
     if delta is None or not math.isfinite(delta) or delta <= thresholds["gate"]:
         return "shared"
-    flags = str(row.get("flags") or "")
+    flags = set(str(row.get("flags") or "").split(","))
+    if {"complete_shrinkage", "decoupled"} <= flags:
+        return "both"
     for word, name in (("complete_shrinkage", "shrinkage"), ("decoupled", "decoupled"), ("genuine", "genuine")):
-        if word in flags.split(","):
+        if word in flags:
             return name
     return "undecided"
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from saeworks.diffing import report_figures as figures
 from saeworks.diffing import report_latents as latents
+from saeworks.diffing.reasons import kind
 from saeworks.errors import InputError
 from saeworks.files import atomic_write_text, read_json
 from saeworks.results.report_style import CSS
@@ -25,7 +26,7 @@ OWN_CSS = """
 .steer { border-top:1px solid var(--line); margin-top:.6em; padding-top:.5em; font-size:.88rem; }
 .steer dt { color:var(--soft); font-size:.78rem; } .steer dd { margin:0 0 .3em; overflow-wrap:anywhere; }
 .kind-genuine { color:var(--good); border-color:var(--good); }
-.kind-shrinkage, .kind-decoupled { color:var(--bad); border-color:var(--bad); }
+.kind-shrinkage, .kind-decoupled, .kind-both { color:var(--bad); border-color:var(--bad); }
 td.why { text-align:left; white-space:normal; min-width:min(60vw,420px); }
 """
 
@@ -150,14 +151,17 @@ def summary_sentences(result: Mapping[str, Any]) -> list[str]:
             f"{percent(explained['base'])} of the variance of the base model and {percent(explained['chat'])} of the "
             f"chat model's, with {number(counts['l0'], 1)} active latents per token."
         )
-        gate = result["stages"]["measure"]["thresholds"]["gate"]
+        measured = result["stages"]["measure"]
+        thresholds = measured["thresholds"]
+        kinds = [kind(row, thresholds) for row in latents.rows_of(measured)]
+        both, error, other = (whole(kinds.count(name)) for name in ("both", "shrinkage", "decoupled"))
         out.append(
-            f"<b>{whole(counts['candidates'])}</b> latents look new by their norms (difference above {gate:g}); "
-            f"<b>{whole(counts['genuine'])}</b> are genuinely new. Of the others, "
-            f"{whole(counts['complete_shrinkage'])} are "
-            f"held by the base's error (complete shrinkage), {whole(counts['decoupled'])} by its other latents "
-            f"(decoupling), some by both, and {whole(counts['undecided'] + counts['undefined'])} cannot be decided."
+            f"<b>{whole(counts['candidates'])}</b> latents look new by their norms (difference above "
+            f"{thresholds['gate']:g}); <b>{whole(counts['genuine'])}</b> are genuinely new. The base holds the others "
+            f"after all: {error} in its error (complete shrinkage), {other} by other latents (decoupling), {both} in "
+            f"both ways; {whole(kinds.count('undecided'))} cannot be decided."
         )
+        out += _named(result)
         out += _kl_sentences(result)
         named = [g for g in result.get("genuine") or [] if g.get("concept")]
         if named:
@@ -171,6 +175,19 @@ def summary_sentences(result: Mapping[str, Any]) -> list[str]:
     out += [esc(note) for note in result.get("notes") or []]
     out.append(esc(EXCLUSIVE))
     return out
+
+
+def _named(result: Mapping[str, Any]) -> list[str]:
+    """The genuinely new latents that have a card, by name where one is known."""
+    shown = set(result["stages"]["measure"]["shown"])
+    found = [g for g in result.get("genuine") or [] if g["latent"] in shown]
+    listed = ", ".join(
+        f'<a href="#latent-{int(g["latent"])}">{esc(g.get("concept") or "latent")} {whole(g["latent"])}</a>'
+        for g in found
+    )
+    left = len(result.get("genuine") or []) - len(found)
+    more = f", and {whole(left)} more" if left else ""
+    return [f"Genuinely new latents, those the base holds least first: {listed}{more}."] if found else []
 
 
 def _kl_sentences(result: Mapping[str, Any]) -> list[str]:
@@ -195,14 +212,15 @@ def _kl_sentences(result: Mapping[str, Any]) -> list[str]:
             if d["low"] is not None and d["low"] > 0:
                 verdict = "recovers less than"
             out.append(
-                f"The half of the candidates that the base holds least {verdict} the other half (difference "
-                f"{number(d['difference'])}, 95 % interval {number(d['low'])} to {number(d['high'])})."
+                f"The half of the candidates that the base holds least {verdict} the other half (its divergence less "
+                f"the other's: {number(d['difference'])} nats per token, 95 % interval {number(d['low'])} to "
+                f"{number(d['high'])})."
             )
     return out
 
 
 def _patching(found: Mapping[str, Any] | None) -> str:
-    if not found:
+    if not found or "table" not in found:
         return ""
     groups = cast("list[str]", found["groups"])
     plots = [figures.kl_bars(found["table"], group) for group in groups[:2]]

@@ -15,6 +15,7 @@ KINDS = {
     "genuine": ("genuinely new", 2),
     "shrinkage": ("held by the base's error", 1),
     "decoupled": ("held by other latents of the base", 4),
+    "both": ("held by both", 6),
     "undecided": ("not decided", 3),
     "shared": ("other latents", 0),
 }
@@ -64,7 +65,7 @@ def scaling_scatter(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, An
             points[kind(row, thresholds)].append((float(x), float(y)))
     every = len(points["shared"])
     points["shared"] = points["shared"][:: max(1, every // DRAWN)]
-    order = ("shared", "undecided", "decoupled", "shrinkage", "genuine")
+    order = ("shared", "undecided", "both", "decoupled", "shrinkage", "genuine")
     clouds = [
         Cloud(
             KINDS[name][0],

@@ -15,6 +15,7 @@ TAGS = {
     "genuine": "genuinely new",
     "shrinkage": "complete shrinkage",
     "decoupled": "decoupled",
+    "both": "shrinkage and decoupling",
     "undecided": "undecided",
 }
 DEFINITIONS = {
@@ -89,7 +90,7 @@ def _card(latent: int, row: Mapping[str, Any], stages: Mapping[str, Any]) -> str
     lines = "".join(_context(c, largest) for c in contexts)
     reading = (stages.get("reading") or {}).get(str(latent)) or {}
     return (
-        f'<article class="latent"><h4>Latent {whole(latent)} {concept}{tag}</h4>'
+        f'<article class="latent" id="latent-{int(latent)}"><h4>Latent {whole(latent)} {concept}{tag}</h4>'
         f'<p class="verdict">{esc(reason(row, thresholds))}</p><p class="facts">{" · ".join(facts)}</p>'
         f"{lines}{_reach(contexts)}{_effects(reading)}{_steering(reading)}</article>"
     )

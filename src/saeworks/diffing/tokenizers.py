@@ -47,8 +47,8 @@ def check_models(base: LanguageModel, chat: LanguageModel, replacement: Mapping[
         token = min(beyond, key=lambda one: beyond[one])
         raise InputError(
             f"The vocabularies differ: the base '{base.name}' has {rows} embeddings, and {len(beyond)} tokens of the "
-            f"chat model lie beyond, such as {token!r} ({beyond[token]}); say with token_replacement what the base is "
-            "to read in their place."
+            f"chat model lie beyond, such as {token!r} ({beyond[token]}); give a base whose embeddings were extended, "
+            "or say in ModelPair(token_replacement=…) what the base is to read in their place."
         )
     for old, new in replacement.items():
         if not 0 <= new < rows:

@@ -21,6 +21,8 @@ from saeworks.world.documents import Document
 
 Message = dict[str, str]
 ANSWERING = "assistant"
+# Transcripts that are tried before anything is done.
+CHECKED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,21 @@ class TranscriptFile(TextSource):
         yield from islice(self._all(), start, stop)
 
     def _all(self) -> Iterator[Document]:
-        with open(self._path, encoding="utf-8") as file:
+        with open(self._path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
                 where = f"'{self._path}', line {number}"
-                try:
-                    row: object = json.loads(line)
+                try:  # a first line may begin with a byte-order mark
+                    row: object = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except UnicodeDecodeError as e:
+                    raise InputError(f"{where} is not UTF-8 ({e.reason}); save the file as UTF-8.") from e
                 except ValueError as e:
                     raise InputError(f"{where} is no JSON ({e}); give one object a line.") from e
-                if not isinstance(row, dict) or self._column not in row:
-                    keys = ", ".join(cast("dict[str, Any]", row)) if isinstance(row, dict) else type(row).__name__
+                if not isinstance(row, dict):
+                    raise InputError(f"{where} is a {type(row).__name__}; give one JSON object a line.")
+                if self._column not in row:
+                    keys = ", ".join(cast("dict[str, Any]", row)) or "nothing"
                     raise InputError(f"{where} has no '{self._column}', only {keys}; name the column of the messages.")
                 text = json.dumps(_checked(cast("dict[str, Any]", row)[self._column], where))
                 if in_split(text, self._split):
@@ -147,6 +153,34 @@ def check_template(tokenizer: Any) -> None:
         raise InputError("The chat model's tokenizer cannot tell where its tokens stand in the text; use a fast one.")
 
 
+def check_transcripts(tokenizer: Any, source: TextSource, count: int = CHECKED) -> str:
+    """Render the first transcripts of a source; returns a sentence on those that the template refuses, or nothing.
+
+    Raises:
+        InputError: the source has no transcript, or the template refuses all of these.
+    """
+    check_template(tokenizer)
+    seen, reasons = 0, list[str]()
+    for document in source.documents(0, count):
+        seen += 1
+        try:
+            render(tokenizer, messages_of(document.text))
+        except InputError as e:
+            reasons.append(str(e))
+    if not seen:
+        raise InputError(f"'{source.name}' holds no transcript; give one JSON object a line.")
+    if len(reasons) == seen:
+        raise InputError(
+            f"None of the first {seen} transcripts of '{source.name}' can be rendered. {reasons[0]} "
+            "Give others, or compare texts alone."
+        )
+    return (
+        f"Of the first {seen} transcripts {len(reasons)} cannot be rendered, and such are left out. {reasons[0]}"
+        if reasons
+        else ""
+    )
+
+
 def render(tokenizer: Any, turns: Sequence[Message]) -> tuple[list[int], list[bool], list[int]]:
     """Token ids of a transcript, which of them are template, and ``answer_index`` (see :class:`MarkedWindow`).
 
@@ -161,7 +195,7 @@ def render(tokenizer: Any, turns: Sequence[Message]) -> tuple[list[int], list[bo
     try:
         text: str = tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False)
     except Exception as e:  # templates raise errors of their own, of jinja's kinds
-        raise InputError(f"The chat template refuses a transcript: {e}.") from e
+        raise InputError(f"The chat template refuses a transcript: {str(e).rstrip('.')}.") from e
     spans = _places(tokenizer, text, turns)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = list(encoded["input_ids"])
@@ -256,7 +290,7 @@ class TranscriptReader(ContextReader):
 
 
 def _checked(turns: Any, where: str) -> list[Message]:
-    """The messages, if they are a list of roles and contents."""
+    """The messages, if they are a list of roles and contents; half a surrogate pair becomes U+FFFD."""
     fits = isinstance(turns, list | tuple) and len(cast("list[Any]", turns)) > 0
     for turn in cast("list[Any]", turns) if fits else ():
         named = cast("dict[str, Any]", turn) if isinstance(turn, Mapping) else {}
@@ -265,4 +299,9 @@ def _checked(turns: Any, where: str) -> list[Message]:
         raise InputError(
             f"{where}: a list of messages {{'role': …, 'content': …}} is expected, but {str(turns)[:60]} came."
         )
-    return [{"role": turn["role"], "content": turn["content"]} for turn in cast("list[Message]", turns)]
+    return [{key: _whole(turn[key]) for key in ("role", "content")} for turn in cast("list[Message]", turns)]
+
+
+def _whole(text: str) -> str:
+    """Text without halves of characters, which JSON may hold and no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

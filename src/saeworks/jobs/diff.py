@@ -63,8 +63,7 @@ def diff(overrides: Mapping[str, Any] | None = None, file: Path | None = None) -
     workspace.check_site(opened.site)
     config = config.model_copy(update={"site": opened.site})
     work = _Diff(config, workspace.root, opened)  # refuses bad input while nothing is written
-    with workspace.locked():
-        workspace.write(config)
+    with workspace.locked(), workspace.started(config):
         summary = work.run()
         summary["seconds"] = {**work.seconds, "total": round(time.monotonic() - started, 2)}
         write_json(workspace.root / "result.json", without_nan(work.result(summary)))
@@ -100,7 +99,7 @@ class _Diff:
         self.config, self.root, self.opened = config, root, opened
         self.seconds: dict[str, float] = {}
         self.found: dict[str, Any] = {}
-        self.notes = notes(config)
+        self.notes = notes(config, opened)
         full = config.presets == "full" and config.dictionary is not None
         self.given = take_crosscoder(cast("Path", config.dictionary), opened) if full else None
         self.hashes = {"base": opened.base.fingerprint(), "chat": opened.chat.fingerprint()}
@@ -110,7 +109,9 @@ class _Diff:
         from saeworks.jobs import diff_stages as stages
 
         config, opened = self.config, self.opened
-        names = METHODS[config.presets]
+        # Methods that an earlier session with another preset has finished stay in the report; they cost nothing.
+        finished = {path.stem.removeprefix("method_") for path in (self.root / "stages").glob("method_*.json")}
+        names = [n for n in METHODS["standard"] if n in METHODS[config.presets] or n in finished]
         methods = [self.stage(f"method_{n}", {}, lambda n=n: stages.method(config, opened, n)) for n in names]
         folder: Path | None = None
         if config.presets == "full":
@@ -183,7 +184,7 @@ class _Diff:
             "differences": patched.get("differences", []),
             "genuine": self._genuine() if full else [],
             "methods": methods,
-            "notes": self.notes,
+            "notes": [*self.notes, *([patched["note"]] if patched.get("note") else [])],
         }
 
     def _genuine(self) -> list[dict[str, Any]]:

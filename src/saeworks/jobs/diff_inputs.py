@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """The models, the site in both, and whether everything read is the embedded world's."""
+    """The models, the site in both, and whether everything read is the embedded world's.
+
+    ``refused`` is a sentence on transcripts that the template refuses, empty without any.
+    """
 
     base: LanguageModel
     chat: LanguageModel
     site: str
     world: bool
+    refused: str = ""
 
 
 def open_pair(config: DiffConfig) -> Opened:
     """Load both models and resolve the site; refuses pairs that cannot be compared before anything is written."""
     from saeworks.diffing.tokenizers import check_models
-    from saeworks.diffing.transcripts import check_template
+    from saeworks.diffing.transcripts import check_transcripts
     from saeworks.world.model_files import NAMES
 
     chat = open_model(config, config.chat)
@@ -46,13 +50,17 @@ def open_pair(config: DiffConfig) -> Opened:
             f"At '{site}' the base model has width {base.site(site).width} and the chat model {chat.site(site).width}; "
             "saeworks diff compares models of one width."
         )
+    refused = ""
     if transcripts_of(config) is not None:
-        check_template(chat.tokenizer)
-        if next(_transcripts(config, "all").documents(0, 1), None) is None:
-            raise InputError(f"'{config.transcripts}' holds no transcript; give one JSON object a line.")
+        if chat.max_context is not None and config.presets == "full" and config.answer_tokens >= chat.max_context:
+            raise InputError(
+                f"answer_tokens is {config.answer_tokens}, which leaves no room for a request in the chat model's "
+                f"context of {chat.max_context}; give fewer."
+            )
+        refused = check_transcripts(chat.tokenizer, _transcripts(config, "all"))
     next(open_source(config, "all" if _files(config) else "train").documents(0, 1), None)
     world = is_world(config) and config.base in NAMES and config.chat in NAMES and transcripts_of(config) == "world"
-    return Opened(base, chat, site, world)
+    return Opened(base, chat, site, world, refused)
 
 
 def transcripts_of(config: DiffConfig) -> str | None:
@@ -91,9 +99,9 @@ def conversations_source(config: DiffConfig, split: str) -> TextSource | None:
     return _transcripts(config, split)
 
 
-def notes(config: DiffConfig) -> list[str]:
+def notes(config: DiffConfig, opened: Opened) -> list[str]:
     """What a reader of the results has to know of the data, one sentence each."""
-    found: list[str] = []
+    found = [opened.refused] if opened.refused else []
     if held_out(config)[1]:
         found.append("The texts are too few to hold any out: latents were measured on those of training.")
     if transcripts_of(config) is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saeworks.errors import InputError
 from saeworks.jobs.config import DiffConfig
 from saeworks.jobs.diff_inputs import activations, conversations
 from saeworks.results.table_file import write_columns
@@ -159,7 +160,7 @@ def patching(
     groups: Mapping[str, Mapping[str, Any]],
     alive: Sequence[int],
 ) -> dict[str, Any]:
-    """KL of every condition on the chat model's own answers to held-out requests.
+    """KL of every condition on the chat model's own answers to held-out requests; a ``note`` where there are none.
 
     Random groups are drawn from the latents that fire: silent ones would make any other group look good.
     """
@@ -176,7 +177,11 @@ def patching(
     everyone = torch.tensor(alive, dtype=torch.int64)
     size = len(latents["best half by scaling"][1]) if "best half by scaling" in latents else 0
     wanted = conditions(latents, everyone, size, seed=config.seed)
-    batches = conversation_batches(opened.chat, talks, config.harvest_batch_size, config.context_length)
+    try:
+        batches = list(conversation_batches(opened.chat, talks, config.harvest_batch_size, config.context_length))
+    except InputError as e:  # what was measured before is worth a report all the same
+        why = str(e) if talks else "The chat model's answers to the held-out requests are empty, or there is no room."
+        return {"note": f"Nothing was patched. {why}"}
     found = patch_kl(opened.base, opened.chat, dictionary, opened.site, batches, wanted, config.first_tokens)
     pairs = [("best half by scaling", "worst half by scaling"), ("best half by norm", "worst half by norm")]
     pairs += [("none", "all"), ("none", "template"), ("none", "genuine")]
@@ -202,6 +207,7 @@ def reading(
     """Logit effects in both models of the latents that the report shows, and answers pushed by the genuine ones."""
     import pyarrow.parquet as parquet
 
+    from saeworks.diffing.conversations import prompt_of
     from saeworks.diffing.logit_effects import logit_effects
     from saeworks.diffing.steering import replies, steer, vector_of
 
@@ -212,8 +218,9 @@ def reading(
     largest: list[float] = parquet.read_table(config.out / "latents.parquet", columns=["max"])["max"].to_pylist()
     talks = [turns[:1] for turns in conversations(config) if turns[0]["role"] == "user"]
     room = (opened.chat.max_context or 1_000_000) - config.answer_tokens
-    fits = [t for t in talks if len(opened.chat.tokenizer(t[0]["content"])["input_ids"]) + 8 < room]
-    asked = fits[:STEERED_REQUESTS]
+    prompts = [prompt_of(opened.chat, turns) for turns in talks]
+    lengths = [None if p is None else len(opened.chat.tokenizer(p, verbose=False)["input_ids"]) for p in prompts]
+    asked = [turns for turns, n in zip(talks, lengths, strict=True) if n is not None and n < room][:STEERED_REQUESTS]
     found: dict[str, Any] = {}
     plain = replies(opened.chat, asked, (), config.answer_tokens)
     for latent, both in zip(shown, effects, strict=True):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeworks.errors import InputError
 from saeworks.jobs.config import RunConfig
 from saeworks.jobs.inputs import open_activations
 from saeworks.jobs.plan import check_disk, check_settings, grid
@@ -100,7 +99,7 @@ def _train(config: RunConfig, workspace: Workspace, ranks: Ranks) -> Trained:
     ranks.barrier()  # nobody looks at the workspace any more when the first rank begins to write it
     with (
         workspace.locked() if ranks.lead else nullcontext(),
-        _started(workspace, config) if ranks.lead else nullcontext(),
+        workspace.started(config) if ranks.lead else nullcontext(),
     ):
         dictionaries = trainer.run(resume=config.resume)
     failures = {member.name: member.failure for member in trainer.members if member.failure}
@@ -122,19 +121,3 @@ def recorded_row(name: str, dictionary: Dictionary) -> dict[str, Any]:
         "l0": recorded.get("l0"),
         "explained_variance": recorded.get("explained_variance"),
     }
-
-
-@contextmanager
-def _started(workspace: Workspace, config: RunConfig) -> Generator[None]:
-    """Write the run file; take it back when the input turns out bad before any progress was saved.
-
-    A run on texts that have to be mended cannot be resumed, so nothing of it is worth keeping.
-    """
-    fresh = not workspace.exists()
-    workspace.write(config)
-    try:
-        yield
-    except InputError:
-        if fresh and {p.name for p in workspace.checkpoints.glob("step-*")} <= {"step-0"}:
-            workspace.discard()
-        raise

@@ -43,6 +43,10 @@ class Workspace:
         return self.root / "results"
 
     @property
+    def stages(self) -> Path:
+        return self.root / "stages"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -99,6 +103,22 @@ class Workspace:
             yield
         finally:
             os.close(handle)
+
+    @contextmanager
+    def started(self, config: Resumable) -> Generator[None]:
+        """Write the run file; take it back when the input turns out bad before any progress was saved.
+
+        A run on texts that have to be mended cannot be resumed, so nothing of it is worth keeping.
+        """
+        fresh = not self.exists()
+        self.write(config)
+        try:
+            yield
+        except InputError:
+            steps = {p.name for p in self.checkpoints.glob("step-*")} - {"step-0"}
+            if fresh and not steps and not self.stages.is_dir():
+                self.discard()
+            raise
 
     def discard(self) -> None:
         """Remove what a run writes before its first training step, and the directory if nothing else is in it."""
