@@ -22,6 +22,7 @@ _WRONG_PLACE = (
     errno.EISDIR,
     errno.EEXIST,  # a file where a directory is to be made
     errno.ENAMETOOLONG,
+    errno.ENOENT,  # a file system that makes no directories, or a link to nowhere
 )
 
 

@@ -139,6 +139,18 @@ def damage_shape(path):
     (path / "cfg.json").write_text(json.dumps(cfg | {"d_sae": 10}))
 
 
+def damage_names(path):
+    cfg = json.loads((path / "cfg.json").read_text())
+    (path / "cfg.json").write_text(json.dumps(cfg | {"metadata": {"model_name": 3}}))
+
+
+def damage_type(path):
+    from safetensors.torch import load_file, save_file
+
+    small = {name: t.to(torch.float8_e4m3fn) for name, t in load_file(path / "weights.safetensors").items()}
+    save_file(small, path / "weights.safetensors")
+
+
 def damage_missing(path):
     (path / "weights.safetensors").unlink()
 
@@ -150,6 +162,8 @@ def damage_missing(path):
         (damage_json, "not valid JSON"),
         (damage_key, "sparkle"),
         (damage_shape, "has the shape"),
+        (damage_names, "'model_name' in the metadata is 3, but text"),
+        (damage_type, "of 16, 32 or 64 bits"),
         (damage_missing, "holds no weights.safetensors"),
     ],
 )

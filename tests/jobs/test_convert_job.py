@@ -171,6 +171,20 @@ def test_what_is_no_repository_is_a_sentence(tmp_path: Path, repo: str) -> None:
         push(str(tmp_path / "a"), repo)
 
 
+def test_a_place_outside_the_repository_is_refused(tmp_path: Path) -> None:
+    dictionary().save(tmp_path / "a")
+    with pytest.raises(InputError, match="leads out of its folder"):
+        push(str(tmp_path / "a"), "some-one/saes/x/../../y", dry_run=True)
+
+
+@pytest.mark.parametrize("factor", [0.0, -2.0, float("nan"), float("inf")])
+def test_an_impossible_factor_is_refused_whether_a_format_takes_one_or_not(tmp_path: Path, factor: float) -> None:
+    dictionary().save(tmp_path / "a")
+    with pytest.raises(InputError, match="by a positive number"):
+        convert(str(tmp_path / "a"), tmp_path / "b", "saelens", hints={"norm_scaling_factor": factor})
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_refused_push_is_a_sentence(hub: Hub, tmp_path: Path) -> None:
     hub.refuse = {"some-one/saes": 403}
     dictionary().save(tmp_path / "a")
@@ -197,6 +211,9 @@ def test_a_place_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="Not a directory"):
         convert(str(tmp_path / "a"), tmp_path / "file" / "b", "saelens")
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "away")
+    with pytest.raises(RunError, match="cannot be written"):
+        convert(str(tmp_path / "a"), tmp_path / "link" / "b", "saelens")
 
 
 def test_hints_are_heard_for_files_of_ours_as_well(tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def test_another_site_is_named_when_it_is_explained_better(x, tiny_model_directo
 
 MISTAKES = {
     "another scale": (lambda d: d.replace(W_dec=d.W_dec * 8), "explained variance"),
+    "a scale of 1.5": (lambda d: d.replace(W_dec=d.W_dec * 1.5), "multiplied by 0.6"),
+    "half the scale": (lambda d: d.replace(W_dec=d.W_dec / 2), "multiplied by 2.0"),
+    "a tenth of the scale": (lambda d: d.replace(W_dec=d.W_dec / 10), "multiplied by"),
+    "a lost bias": (lambda d: d.replace(b_enc=d.b_enc + 1.0), "multiplied by"),
+    "a matrix read in the other order": (
+        lambda d: d.replace(W_dec=d.W_dec.T.reshape(LATENTS, -1)),
+        "explained variance",
+    ),
     "a forgotten pre-bias": (lambda d: d.replace({"apply_b_dec_to_input": False}), "explained variance"),
     "lost thresholds": (lambda d: d.replace(threshold=torch.zeros(LATENTS), b_enc=d.b_enc + 1), "no sparse code"),
     "another model": (lambda d: d.replace(metadata={"model_fingerprint": "0" * 64}), "other weights"),

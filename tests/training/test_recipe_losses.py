@@ -252,7 +252,7 @@ def check_topk(chosen, p, x, mask, k):
     assert (mask[:, EQUAL].any(dim=1) & ~mask[:, EQUAL].all(dim=1)).any(), "no token has to choose among equals"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CASES)
 def test_in_float32_the_loss_is_that_of_float64(name):
     chosen, p, x, y, moment, m = case(name)
     exact, codes = dense.losses(chosen, p, x, y, moment, m.widths)

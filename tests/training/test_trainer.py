@@ -132,6 +132,24 @@ def test_activations_that_never_change_are_a_sentence(tmp_path):
         trainer(tmp_path, stream=Constant(Features())).run()
 
 
+class Damaged(Recorded):
+    """Not a number in one row, after the rows from which scales are estimated."""
+
+    def next_batch(self, count):
+        batch = super().next_batch(count)
+        if self.asked > 64 * 90:
+            batch.activations[3] = float("nan")
+        return batch
+
+
+def test_activations_that_are_not_finite_are_not_taken_for_a_rate_that_is_too_high(tmp_path):
+    with pytest.raises(InputError, match=r"not finite at step \d+; check the model"):
+        trainer(tmp_path, stream=Damaged(Features())).run()
+    newest = checkpoints.latest(tmp_path / "checkpoints")
+    assert newest is not None
+    assert int(newest.name.removeprefix("step-")) > 0
+
+
 class Stopped(Exception):
     pass
 

@@ -81,7 +81,9 @@ def estimate_normalization(
         raise InputError("A normalisation was to be estimated from no rows; give at least one.")
     mean = total / count
     if not math.isfinite(mean):
-        raise InputError("A normalisation was to be estimated from activations that are not finite; check the model.")
+        raise InputError(
+            "A normalisation was to be estimated from activations that are not finite; check the model or the store."
+        )
     if mean == 0:
         raise InputError("All activations are zero, so no scale brings them to a norm; check the site.")
     variance = max(square / count - mean**2, 0.0) * count / max(count - 1, 1)

@@ -12,6 +12,8 @@ from saeworks.errors import InputError
 
 Architecture = Literal["relu", "jumprelu", "topk", "groupmax"]
 InputOp = Literal["none", "layer_norm", "constant_norm"]
+# What can be computed with; others, such as numbers of 8 bits, can only be stored.
+NUMBER_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class DictionaryConfig(BaseModel):
@@ -105,10 +107,10 @@ def check(cfg: DictionaryConfig, W_dec: Tensor, **others: Tensor | None) -> None
         if tuple(tensor.shape) != shapes[name]:
             sizes = f"d_in {d} and d_sae {n}" if cfg.d_out is None else f"d_in {d}, d_sae {n} and d_out {out}"
             raise InputError(f"{name} has the shape {list(tensor.shape)}, but {sizes} need {list(shapes[name])}.")
-        if not tensor.is_floating_point() or tensor.dtype != W_dec.dtype:
+        if tensor.dtype not in NUMBER_TYPES or tensor.dtype != W_dec.dtype:
             raise InputError(
-                f"{name} is of {tensor.dtype} and W_dec of {W_dec.dtype}; "
-                "all weights must share one floating-point type."
+                f"{name} is of {tensor.dtype}{'' if name == 'W_dec' else f' and W_dec of {W_dec.dtype}'}; "
+                "all weights must share one floating-point type of 16, 32 or 64 bits."
             )
         # A finite sum is proof enough, and five times as fast as looking at every value; only it can overflow.
         if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):

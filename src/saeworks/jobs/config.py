@@ -97,7 +97,8 @@ EvalName = Annotated[str, _named(ALL_EVALS)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_split), Field(min_length=1)]
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weights = Annotated[tuple[Weight, ...], BeforeValidator(_split), Field(min_length=1)]
 EvalNames = Annotated[tuple[EvalName, ...], BeforeValidator(_split), Field(min_length=1)]
 ControlNames = Annotated[tuple[Annotated[str, _named(CONTROLS)], ...], BeforeValidator(_controls)]
@@ -161,7 +162,7 @@ class RunConfig(Resumable):
     penalty: Weights | None = None
     tokens: Count = 300_000
     batch_size: Count = 512
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Rate | None = None
     buffer_tokens: Count = 32_768
     normalization: Literal["none", "unit_msn", "sqrt_d"] | None = None
     checkpoint_every: Count | None = None
@@ -247,7 +248,7 @@ class DiffConfig(Resumable):
     penalty: Weight | None = None
     tokens: Count = 500_000
     batch_size: Count = 512
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Rate | None = None
     buffer_tokens: Count = 32_768
     checkpoint_every: Count | None = None
     max_norm_ratio: Annotated[float, Field(gt=1)] | None = None

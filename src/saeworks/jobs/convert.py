@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,11 @@ def convert(
 
 def known(hints: Mapping[str, Any] | None) -> dict[str, Any]:
     """The hints that were given (None means not)."""
-    return {key: value for key, value in (hints or {}).items() if value is not None}
+    given = {key: value for key, value in (hints or {}).items() if value is not None}
+    factor = given.get("norm_scaling_factor")
+    if isinstance(factor, (int, float)) and not 0 < factor < math.inf:
+        raise InputError(f"norm_scaling_factor is {factor:g}, but activations are multiplied by a positive number.")
+    return given
 
 
 def summary(dictionary: Dictionary) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def push(
     """
     from saeworks.dictionaries.formats import load
     from saeworks.dictionaries.formats.hub import upload
+    from saeworks.dictionaries.formats.reading import check_name
     from saeworks.dictionaries.formats.registry import format_named, write
     from saeworks.dictionaries.formats.releases import place_of
     from saeworks.jobs.dictionary_card import card, local_paths, measured_in_workspace
@@ -48,6 +49,8 @@ def push(
     place = place_of(repo)
     if place is None:
         raise InputError(f"'{repo}' is no place on a hub; write owner/name, or owner/name/folder.")
+    if place.path:
+        check_name(place.path, place.repo)
     dictionary = load(path, sae_id=sae_id, format=format, hints=known(hints))
     # The card must not repeat names of places on this machine, but the settings hold what was recorded.
     notes = [

@@ -130,7 +130,8 @@ class Lp:
 
     def at(self, latents: Latents, p: float) -> Tensor:
         """The sum with the exponent ``p``."""
-        powers = (latents.f + self.epsilon).pow(p) - self.epsilon**p
+        # Rounding takes the difference below 0 where f is 0, and a sum below 0 has no root.
+        powers = ((latents.f + self.epsilon).pow(p) - self.epsilon**p).clamp_min(0)
         sums = latents.sums(powers * latents.shares)
         return latents.mean(sums.pow(1 / p) if self.root else sums)
 

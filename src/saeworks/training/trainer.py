@@ -244,6 +244,11 @@ class Trainer:
             x, targets = seen[key]
             stats[member.name] = member.step(x, self.schedules[member.name], self.state.step, targets)
             if not math.isfinite(float(stats[member.name]["total"])):
+                if not bool(batch.activations.isfinite().all()):
+                    raise InputError(
+                        f"Activations of the stream are not finite at step {self.state.step}; check the model, or "
+                        "write the store again. What was trained before is in the last checkpoint."
+                    )
                 self._freeze(member, "loss")
         return stats
 

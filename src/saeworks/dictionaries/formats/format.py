@@ -21,6 +21,9 @@ Hints = Mapping[str, Any]
 # Hints that become metadata; `format` is the name of the format that was found.
 KNOWN_HINTS = ("model_name", "site", "site_out", "norm_scaling_factor", "origin", "format")
 
+# What models and sites are called in the metadata.
+NAMES = ("model_name", "site", "site_out", "target_site")
+
 # Written beside the files of other formats, which have no place for what we know of a dictionary.
 SIDECAR = "saeworks.json"
 
@@ -210,8 +213,8 @@ def check_metadata(path: Path, metadata: Mapping[str, Any], d_sae: int) -> None:
     """Refuse entries that are computed with and cannot be: strangers may write anything into a file of ours.
 
     Raises:
-        InputError: ``recorded`` or ``claimed`` are no numbers by name, ``origin`` no text by name, or ``group_sizes``
-            do not divide ``d_sae`` latents.
+        InputError: ``recorded`` or ``claimed`` are no numbers by name, ``origin`` no text by name, a model or a site no
+            text, or ``group_sizes`` do not divide ``d_sae`` latents.
     """
     kinds: dict[str, tuple[type, ...]] = {"recorded": (int, float), "claimed": (int, float), "origin": (str,)}
     for key, kind in kinds.items():
@@ -221,6 +224,9 @@ def check_metadata(path: Path, metadata: Mapping[str, Any], d_sae: int) -> None:
         if (entries is not None and not isinstance(entries, dict)) or wrong:
             expected = "texts" if kind == (str,) else "numbers"
             raise InputError(f"'{path}': '{key}' in the metadata is {entries!r}, but {expected} by name are expected.")
+    for key in NAMES:
+        if metadata.get(key) is not None and not isinstance(metadata[key], str):
+            raise InputError(f"'{path}': '{key}' in the metadata is {metadata[key]!r}, but text is expected.")
     sizes: object = metadata.get("group_sizes")
     if sizes is None:
         return
