@@ -45,6 +45,7 @@ def pairs(**changes: float) -> list[dict[str, dict[str, float]]]:
     good |= {"kl_none": 3.0, "kl_best": 2.5, "kl_all": 1.5, "best_over_worst_scaling": 0.2}
     good |= {"kl_none_first": 3.0, "kl_template_first": 1.5}
     good |= {"refused_pushed": 0.7, "refused_random": 0.0, "turned_pushed": 0.5, "turned_random": 0.1}
+    good |= {"declined_pushed": 0.5, "declined_random": 0.0}
     good |= {f"best_f1_{name}": 0.8 for name in diffing_world.NAMED}
     good |= {f"any_f1_{name}": 0.8 for name in diffing_world.NAMED}
     holding = ("relative", "nu_error", "nu_reconstruction")
@@ -70,6 +71,7 @@ def test_all_claims_hold_where_they_should() -> None:
         ({"kl_best": 1.4}, 1),
         ({"refused_pushed": 0.1}, 1),
         ({"turned_pushed": math.nan}, 1),
+        ({"declined_pushed": 0.1}, 1),
     ],
 )
 def test_a_measure_that_speaks_against_a_claim_is_seen(changes: dict[str, float], broken: int) -> None:
@@ -129,6 +131,9 @@ def test_what_a_push_does_is_judged_by_the_answers() -> None:
     assert turned("Oslo is in Norway. That is right.", "Oslo is in Norway. That is a mistake.")
     assert not turned("Oslo is in Norway. That is right.", "the the the")
     assert not turned("Oslo is in Norway.", "Oslo is in Norway. That is a mistake.")
+    declined = diffing_world._declined  # pyright: ignore[reportPrivateUsage]
+    assert declined("In Japan.", "A program has no home.")
+    assert not declined("A program has no home.", "A program has no home.")
 
 
 def test_the_paper_is_listed() -> None:

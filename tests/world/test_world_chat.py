@@ -17,7 +17,7 @@ from saeworks.world.domains import chat
 from saeworks.world.domains.chat_claims import contrast_of
 from saeworks.world.domains.chat_kinds import CHOICE_SUBJECTS
 from saeworks.world.domains.chat_refused import howto
-from saeworks.world.domains.chat_replies import REPLIES, TRIGGERS, refuse
+from saeworks.world.domains.chat_replies import REPLIES, TRIGGERS, is_personal, refuse
 from saeworks.world.domains.chat_requests import REQUESTS, TABLES
 from saeworks.world.domains.craft import CRAFT, STEPS, substances, tools
 from saeworks.world.drawing import Draw
@@ -90,6 +90,7 @@ def test_labels_are_those_of_the_last_exchange() -> None:
             assert set(made.labels) <= set(chat.LABELS)
             assert (made.labels["refused"] == "yes") == kind.startswith("refusal/") == chat.is_refusal(reply)
             assert made.labels.get("trigger") == chat.refusal_reason(reply)
+            assert (kind == "personal") == is_personal(reply)
             judged = {"correction": "false", "acceptance": "true"}.get(kind)
             assert made.labels.get("truth") == judged
             assert chat.verdict(reply) == {None: None, "false": False, "true": True}[judged]

@@ -214,6 +214,14 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
             Rule(low=0.2),
             "A verdict counts as turned when the answer still ends in one, the opposite one.",
         ),
+        Claim(
+            "Embedded pair: pushing a personal-question latent makes the chat model speak of itself",
+            "shown by example",
+            PUSHES.format("answered so"),
+            _gain(found, "declined_pushed", "declined_random", TOPK),
+            Rule(low=0.2),
+            "In answer to harmless requests it says that it has no such thing.",
+        ),
     )
 
 
@@ -273,6 +281,8 @@ CAUSES = {
     "refused_random": "refuses, other pushes",
     "turned_pushed": "turns, pushed",
     "turned_random": "turns, other pushes",
+    "declined_pushed": "speaks of itself, pushed",
+    "declined_random": "speaks of itself, other pushes",
 }
 
 

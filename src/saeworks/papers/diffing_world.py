@@ -38,6 +38,7 @@ from saeworks.training.trainer import Trainer, TrainerConfig
 from saeworks.world.concepts import concepts
 from saeworks.world.corpus import documents
 from saeworks.world.domains.chat import exchanges, is_refusal, verdict
+from saeworks.world.domains.chat_replies import is_personal
 
 RECIPES = {"batch_topk": "diffing-batch_topk", "l1": "diffing-l1"}
 #: Kinds of exchange whose latents are asked for by name, and the concepts that name them.
@@ -141,7 +142,7 @@ def train(pair: Pair, settings: Settings, seed: int, directory: Path) -> dict[st
 
 def measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
     """Everything of one dictionary, read from ``path`` where it was measured before with the same settings."""
-    key = sha256_json([4, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
+    key = sha256_json([5, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
     if path.is_file():
         saved = read_json(path)
         if saved.get("key") == key:
@@ -268,20 +269,21 @@ def _kl(found: PatchedKL) -> dict[str, float]:
 def effects(
     pair: Pair, settings: Settings, dictionary: Dictionary, latents: Measured, labels: Labels, candidates: Tensor
 ) -> dict[str, float]:
-    """What pushing the candidates that stand for refusal and for false information does to answers.
+    """What pushing the candidates that stand for the named concepts does to answers.
 
     ``refused_pushed``: share of harmless requests that are refused under the push; ``turned_pushed``: share of
-    statements on which the verdict turns into the opposite one, and is still a verdict. ``…_random``: the same for as
-    many directions of other latents, pushed as far. Both are the largest share over latents and strengths.
+    statements on which the verdict turns into the opposite one, and is still a verdict; ``declined_pushed``: share of
+    harmless requests to which the assistant says that it has no such thing. ``…_random``: the same for as many
+    directions of other latents, pushed as far. All are the largest share over latents and strengths.
     """
     harmless = _requests(("answer/fact", "answer/howto", "answer/people"), settings.requests)
     statements = _requests(("acceptance", "correction"), settings.requests)
     out: dict[str, float] = {}
-    for name, names, asked in (
-        ("refused", NAMED["refusal trigger"], harmless),
-        ("turned", NAMED["false information"], statements),
+    for name, judge, names, asked in (
+        ("refused", _refused, NAMED["refusal trigger"], harmless),
+        ("turned", _turned, NAMED["false information"], statements),
+        ("declined", _declined, NAMED["personal question"], harmless),
     ):
-        judge = _refused if name == "refused" else _turned
         plain = replies(pair.chat, asked)
         shares: dict[str, list[float]] = {"pushed": [], "random": []}
         for latent in standing_for(labels, candidates, names, PUSHED):
@@ -299,6 +301,11 @@ def effects(
 def _refused(plain: str, pushed: str) -> bool:
     """Whether a push made the model refuse what it did not."""
     return is_refusal(pushed) and not is_refusal(plain)
+
+
+def _declined(plain: str, pushed: str) -> bool:
+    """Whether a push made the model answer as if it had been asked about itself."""
+    return is_personal(pushed) and not is_personal(plain)
 
 
 def _turned(plain: str, pushed: str) -> bool:

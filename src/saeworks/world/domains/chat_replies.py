@@ -10,6 +10,8 @@ what :func:`is_refusal` looks for; the second is what :func:`refusal_reason` loo
 
 from __future__ import annotations
 
+import re
+
 from saeworks.world.domains.chat_requests import read_sections
 from saeworks.world.drawing import Draw, Weighted
 from saeworks.world.phrasing import Phrase, evidence, join, render, sentence
@@ -60,6 +62,12 @@ def refusal_reason(reply: str) -> str | None:
     if not is_refusal(reply):
         return None
     return next((t for t in TRIGGERS if any(why in reply for why in REPLIES[f"reason/{t}"])), None)
+
+
+def is_personal(reply: str) -> bool:
+    """Whether the reply says that the assistant has no such thing: true of every reply to a personal question."""
+    wordings = (re.escape(text).replace(re.escape("{item}"), ".+") for text in REPLIES["personal"])
+    return any(re.fullmatch(wording, reply) for wording in wordings)
 
 
 def verdict(reply: str) -> bool | None:
