@@ -24,7 +24,22 @@ SETTINGS, QUICK = world.Settings(), world.QUICK
 QUICK_STEPS = 1500
 L1, TOPK = "l1", "batch_topk"
 BENCH = ("l1_sum", "batch_topk")
-PUSHES = f"largest share {{}} of {world.PUSHED} candidates, minus that of as many other directions pushed as far"
+#: Measure, what it is the share of, what is claimed, and a note.
+PUSHES = (
+    ("refused", "refused", "refusal latent makes the chat model refuse harmless requests", ""),
+    (
+        "turned",
+        "turned",
+        "false-information latent turns the chat model's verdict on statements",
+        "A verdict counts as turned when the answer still ends in one, the opposite one.",
+    ),
+    (
+        "declined",
+        "answered so",
+        "personal-question latent makes the chat model speak of itself",
+        "In answer to harmless requests it says that it has no such thing.",
+    ),
+)
 # By seed, configuration → measures.
 Bench = Sequence[Mapping[str, Measured]]
 Pairs = Sequence[Mapping[str, Mapping[str, float]]]
@@ -199,28 +214,16 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
             Rule(low=0.3),
             "Answers of the embedded model are short: its first 3 tokens stand for the paper's first 9.",
         ),
-        Claim(
-            "Embedded pair: pushing a refusal latent makes the chat model refuse harmless requests",
-            "shown by example",
-            PUSHES.format("refused"),
-            _gain(found, "refused_pushed", "refused_random", TOPK),
-            Rule(low=0.2),
-        ),
-        Claim(
-            "Embedded pair: pushing a false-information latent turns the chat model's verdict on statements",
-            "shown by example",
-            PUSHES.format("turned"),
-            _gain(found, "turned_pushed", "turned_random", TOPK),
-            Rule(low=0.2),
-            "A verdict counts as turned when the answer still ends in one, the opposite one.",
-        ),
-        Claim(
-            "Embedded pair: pushing a personal-question latent makes the chat model speak of itself",
-            "shown by example",
-            PUSHES.format("answered so"),
-            _gain(found, "declined_pushed", "declined_random", TOPK),
-            Rule(low=0.2),
-            "In answer to harmless requests it says that it has no such thing.",
+        *(
+            Claim(
+                f"Embedded pair: pushing a {latent}",
+                "shown by example",
+                f"largest share {what} of {world.PUSHED} candidates, minus that of as many other directions as long",
+                _gain(found, f"{name}_pushed", f"{name}_random", TOPK),
+                Rule(low=0.2),
+                note,
+            )
+            for name, what, latent, note in PUSHES
         ),
     )
 
