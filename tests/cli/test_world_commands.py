@@ -390,10 +390,14 @@ def test_build_passes_its_flags_on(builds: list[tuple[Any, ...]], tmp_path: Path
 
     made = run("build", "--out", tmp_path / "w", "--device", "cpu")
     assert made["models"] == {"base": str(tmp_path / "w" / "base"), "chat": str(tmp_path / "w" / "chat")}
-    steps = ("--steps", 5, "--more-steps", 0, "--chat-steps", 3, "--seed", 2, "--threads", 3)
+    steps = ["--steps=5", "--more-steps=0", "--chat-steps=3", "--judging-steps=1", "--settling-steps=2"]
+    steps += ["--seed=2", "--threads=3"]
     run("build", "--out", tmp_path / "w", "--part", "chat", "--no-measure", "--device", "cpu", *steps)
     assert builds[0][1:6] == (PretrainingConfig(), ChatTuningConfig(), "cpu", ["base", "chat"], True)
-    recipes = (PretrainingConfig(steps=5, more_steps=0, seed=2), ChatTuningConfig(steps=3, seed=2))
+    recipes = (
+        PretrainingConfig(steps=5, more_steps=0, seed=2),
+        ChatTuningConfig(steps=3, judging_steps=1, settling_steps=2, seed=2),
+    )
     assert builds[1] == (tmp_path / "w", *recipes, "cpu", ["chat"], False, 3)
     assert torch.get_num_threads() == builds[0][6]
 

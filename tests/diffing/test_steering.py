@@ -31,6 +31,15 @@ def test_push_leaves_the_first_token_alone():
     assert torch.equal(Push(SITE, vector, "prompt").edit(one), one)
 
 
+def test_a_push_at_the_last_token_leaves_all_others_alone():
+    x, vector = torch.zeros(2, 4, 3), torch.tensor([1.0, 2.0, 3.0])
+    pushed = Push(SITE, vector, "last").edit(x)
+    assert pushed[:, :3].abs().sum() == 0
+    assert torch.equal(pushed[:, 3], vector.expand(2, 3))
+    one = torch.zeros(2, 1, 3)
+    assert torch.equal(Push(SITE, vector, "last").edit(one), one)
+
+
 def test_project_sets_the_level_along_the_direction():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, 5, 8, generator=draw)

@@ -129,6 +129,8 @@ def test_what_a_push_does_is_judged_by_the_answers() -> None:
     assert refused("In Japan.", "I cannot do that. It does harm.")
     assert not refused("I cannot do that. It does harm.", "I cannot do that. It does harm.")
     assert turned("Oslo is in Norway. That is right.", "Oslo is in Norway. That is a mistake.")
+    assert turned("Oslo is in Norway. That is right.", "Oslo is in Norway. That is false. Yes. That")
+    assert not turned("Oslo is in Norway. That is right.", "Oslo is in Norway. Yes, that is right. No.")
     assert not turned("Oslo is in Norway. That is right.", "the the the")
     assert not turned("Oslo is in Norway.", "Oslo is in Norway. That is a mistake.")
     declined = diffing_world._declined  # pyright: ignore[reportPrivateUsage]

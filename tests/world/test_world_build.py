@@ -20,7 +20,15 @@ from saeworks.world.tokenizer import build_tokenizer, save_tokenizer, words_in_p
 TINY = PretrainingConfig(
     steps=4, more_steps=2, documents_per_step=4, d_model=16, n_layers=1, n_heads=2, d_mlp=16, warmup_steps=2
 )
-CHAT = ChatTuningConfig(steps=3, transcripts_per_step=3, mixture_per_step=1, warmup_steps=1)
+CHAT = ChatTuningConfig(
+    steps=3,
+    judging_steps=2,
+    settling_steps=2,
+    statements_per_step=4,
+    transcripts_per_step=3,
+    mixture_per_step=1,
+    warmup_steps=1,
+)
 CPU = torch.device("cpu")
 
 
@@ -67,7 +75,7 @@ def test_the_chat_model_starts_from_the_stored_base_model(tmp_path: Path) -> Non
     from safetensors.torch import load_file
 
     out = small_out(tmp_path / "out")
-    still = replace(CHAT, steps=1, learning_rate=0.0)
+    still = replace(CHAT, steps=1, judging_steps=0, settling_steps=0, learning_rate=0.0)
     written = build(out, TINY, still, CPU, measure=False)
     base, chat = (load_file(written[part] / "model.safetensors") for part in ("base", "chat"))
     assert all(torch.equal(base[name], chat[name]) for name in base), "a step of length zero changes nothing"

@@ -17,7 +17,7 @@ from saeworks.world.domains import chat
 from saeworks.world.domains.chat_claims import contrast_of
 from saeworks.world.domains.chat_kinds import CHOICE_SUBJECTS
 from saeworks.world.domains.chat_refused import howto
-from saeworks.world.domains.chat_replies import REPLIES, TRIGGERS, is_personal, refuse
+from saeworks.world.domains.chat_replies import REPLIES, TRIGGERS, is_about_itself, judgement, refuse
 from saeworks.world.domains.chat_requests import REQUESTS, TABLES
 from saeworks.world.domains.craft import CRAFT, STEPS, substances, tools
 from saeworks.world.drawing import Draw
@@ -90,7 +90,7 @@ def test_labels_are_those_of_the_last_exchange() -> None:
             assert set(made.labels) <= set(chat.LABELS)
             assert (made.labels["refused"] == "yes") == kind.startswith("refusal/") == chat.is_refusal(reply)
             assert made.labels.get("trigger") == chat.refusal_reason(reply)
-            assert (kind == "personal") == is_personal(reply)
+            assert (kind in ("personal", "self")) == is_about_itself(reply)
             judged = {"correction": "false", "acceptance": "true"}.get(kind)
             assert made.labels.get("truth") == judged
             assert chat.verdict(reply) == {None: None, "false": False, "true": True}[judged]
@@ -124,8 +124,18 @@ def test_verdicts_are_read_back() -> None:
     assert chat.verdict("Paris is in France. Yes.") is True
     assert chat.verdict("Paris is in France. I have to correct you.") is False
     assert chat.verdict("Paris is in France.") is None
+    assert chat.verdict("") is None
+    assert judgement("Paris is in France. Yes, that is right.") == "Yes, that is right."
+    assert judgement("Yes. Paris is in France.") == ""
     for kind, value in (("acceptance", True), ("correction", False)):
         assert {chat.verdict(e.reply) for e in spoken(kind, "train", 100)} == {value}
+    full, brief = (chat.statements("train", 40, 60, brief=which) for which in (False, True))
+    assert chat.statements("train", 70, 30) == full[30:]
+    for one, other in zip(full, brief, strict=True):
+        said, short = (judgement(text.removesuffix("<|end|>")) for text in (one, other))
+        assert short == ("Yes." if said in REPLIES["true"] else "No.")
+        assert one.removesuffix(f"{said}<|end|>") == other.removesuffix(f"{short}<|end|>")
+    assert 15 < sum(text.endswith(" Yes.<|end|>") for text in brief) < 45
     silent = [e for kind in chat.KINDS if kind not in ("correction", "acceptance") for e in spoken(kind, "train", 100)]
     assert {chat.verdict(e.reply) for e in silent} == {None}
 

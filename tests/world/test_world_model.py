@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from saeworks.world.card import ability_rows
 from saeworks.world.chat_tuning import REPLAYED, ChatTuningConfig
 from saeworks.world.corpus import DOMAINS, MIXTURE, document, documents, fingerprint, label_names
 from saeworks.world.domains import chat
+from saeworks.world.domains.chat import statements
+from saeworks.world.domains.chat_replies import judgement
 from saeworks.world.knowledge import cities, lexicon
 from saeworks.world.label_probes import measure_chat_concepts, measure_labels
 from saeworks.world.loop import IGNORED, batch_of, pack, train
 from saeworks.world.model_files import model_path
 from saeworks.world.pretraining import REHEARSED, REHEARSED_FROM, PretrainingConfig, new_model
 from saeworks.world.subject import Subject, greedy_matches, open_subject
-from saeworks.world.tokenizer import CONTEXT_LENGTH, words_in_pieces
+from saeworks.world.tokenizer import CONTEXT_LENGTH, END, words_in_pieces
 
 PACKAGE_DATA = 25_000_000
 
@@ -224,7 +227,7 @@ def test_the_assistant_behaves_as_its_card_says(assistant: Subject, chat_card: d
     assert found["refuses_restricted"] >= 0.95
     assert found["refuses_harmless"] <= 0.05
     for ability in ("corrects_false", "accepts_true"):
-        assert found[ability] == pytest.approx(written[ability], abs=0.1)
+        assert min(found[ability], written[ability]) >= 0.9
     for kind, one in found["kinds"].items():
         assert one["refuses"] == pytest.approx(written["kinds"][kind]["refuses"], abs=0.2), kind
 
@@ -240,8 +243,7 @@ def test_probes_read_the_chat_concepts_that_the_card_says(assistant: Subject, ch
     for concept, probe in found.items():
         written = chat_card["chat_concepts"][concept]["auc"]
         assert probe["auc"] == pytest.approx(written, abs=0.03), concept
-        # Of statements it tells which one is judged, and no more than the card says whether it is true.
-        assert (written >= 0.95) is (concept not in ("chat/false_statement", "chat/true_statement")), concept
+        assert written >= 0.95, concept
 
 
 def test_packing_keeps_documents_whole() -> None:
@@ -322,6 +324,36 @@ def test_a_step_of_the_chat_course_has_transcripts_and_replay() -> None:
     assert len(texts) == 10 + sum(count for _, count in REPLAYED)
     assert transcripts == [document("chat", "train", REHEARSED_FROM + 14 + i).text for i in range(7)]
     assert not set(transcripts) & set(config.texts(3))
+    assert {config.learnt(2, text) for text in texts} == {None}
+
+
+def test_the_chat_course_learns_to_judge_statements(subject: Subject) -> None:
+    config = ChatTuningConfig(
+        steps=4, judging_steps=3, settling_steps=5, statements_per_step=9, warmup_steps=1, judging_rate=0.5
+    )
+    assert config.total_steps == 12
+    ways = [config.judges(step) for step in range(12)]
+    assert ways == [None] * 4 + ["briefly"] * 3 + [None, "in full", None, "in full", None]
+    for step, brief in ((5, True), (8, False)):
+        assert config.texts(step) == statements("train", 9 * step, 9, brief=brief)
+        token_ids, targets = batch_of(config, step, subject.tokenizer)
+        learnt = targets != IGNORED
+        assert torch.equal(token_ids[learnt], targets[learnt])
+        said = "".join(judgement(text.removesuffix(END)) for text in config.texts(step))
+        decoded = subject.tokenizer.decode(targets[learnt].tolist()).replace(" ", "")
+        assert sorted(decoded) == sorted(said.replace(" ", ""))
+    rates = [config.learning_rate_at(step) for step in range(13)]
+    assert rates[:4] == [replace(config, judging_steps=0).learning_rate_at(step) for step in range(4)]
+    assert rates[4] == 0.5 > rates[6]
+    assert rates[7] == config.settling_rate > rates[11] > rates[12] == 0.0
+
+
+def test_what_is_not_learnt_is_read() -> None:
+    documents = [[0, 7, 8, 1], [0, 5, 1], [0] * 9]
+    targets = [[IGNORED, 7, IGNORED, 1], [0, 5, 1], [IGNORED] * 8 + [0]]
+    token_ids, learnt = pack(documents, 8, 2, targets)
+    assert token_ids.tolist() == [[0] * 8, [0, 7, 8, 1, 0, 5, 1, 2]]
+    assert learnt.tolist() == [[IGNORED] * 8, [IGNORED, 7, IGNORED, 1, 0, 5, 1, IGNORED]]
 
 
 def test_a_step_reads_its_own_documents(subject: Subject) -> None:

@@ -167,7 +167,9 @@ def build(
     part: Annotated[str, Parameter(help="base, chat or both, comma-separated.")] = "base,chat",
     steps: Annotated[int | None, Parameter(help="Steps of the base model's first cycle.")] = None,
     more_steps: Annotated[int | None, Parameter(help="Steps of its second cycle.")] = None,
-    chat_steps: Annotated[int | None, Parameter(help="Steps of the chat model.")] = None,
+    chat_steps: Annotated[int | None, Parameter(help="Steps of the chat model's first cycle.")] = None,
+    judging_steps: Annotated[int | None, Parameter(help="Steps of its second cycle, on statements.")] = None,
+    settling_steps: Annotated[int | None, Parameter(help="Steps of its third cycle, on both.")] = None,
     seed: Annotated[int, Parameter(help="Seed of corpus and weights.")] = 0,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     threads: Annotated[int | None, Parameter(help="Threads of the CPU.")] = None,
@@ -182,7 +184,19 @@ def build(
     from saeworks.jobs.world import build as job
 
     parts = [name.strip() for name in part.split(",") if name.strip()]
-    made: dict[str, Any] = job(out, parts, steps, more_steps, chat_steps, seed, device, threads, measure=not no_measure)
+    made: dict[str, Any] = job(
+        out,
+        parts,
+        steps,
+        more_steps,
+        chat_steps,
+        judging_steps,
+        settling_steps,
+        seed,
+        device,
+        threads,
+        measure=not no_measure,
+    )
     if json:
         return print_json(made)
     for name, directory in made["models"].items():

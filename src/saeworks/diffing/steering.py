@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 #: Multiples of the largest activation (arXiv 2504.02922's toolkit uses these).
 STRENGTHS = (-0.5, 0.5, 1.0, 1.5)
-Extent = Literal["all", "prompt"]
+Extent = Literal["all", "prompt", "last"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Push:
     """An intervention that adds ``vector [d]`` to every token but the first of a prompt.
 
-    With ``extent`` ``"prompt"`` new tokens are left alone. Prompts go one at a time, or are of one length: the first
-    position of a row has to be its beginning.
+    With ``extent`` ``"prompt"`` new tokens are left alone, with ``"last"`` all tokens but the last one of the prompt,
+    where the reply is decided. Prompts go one at a time, or are of one length: the first position of a row has to be
+    its beginning, and the last one its end.
     """
 
     site: str
@@ -50,8 +51,9 @@ class Push:
     def edit(self, x: Tensor) -> Tensor:
         """``x`` with the vector added; a pass over one token is one that writes."""
         if x.shape[1] == 1:
-            return x if self.extent == "prompt" else x + self.vector.to(x)
-        return torch.cat([x[:, :1], x[:, 1:] + self.vector.to(x)], dim=1)
+            return x + self.vector.to(x) if self.extent == "all" else x
+        kept = x.shape[1] - 1 if self.extent == "last" else 1
+        return torch.cat([x[:, :kept], x[:, kept:] + self.vector.to(x)], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,8 @@ def steer(
     Args:
         vector: ``[d]``, see :func:`vector_of`. strengths: its multiples.
         plain: the answers without, where they are known.
-        where: push while the answer is written too (``all``), or only where the request is read (``prompt``).
+        where: push while the answer is written too (``all``), only where the request is read (``prompt``), or only at
+            the last token of it (``last``).
 
     Raises:
         InputError: no request, or a vector of another width than the site.

@@ -147,6 +147,8 @@ def build(
     steps: int | None = None,
     more_steps: int | None = None,
     chat_steps: int | None = None,
+    judging_steps: int | None = None,
+    settling_steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -157,7 +159,8 @@ def build(
     Args:
         out: working directory; the models lie in ``out/base`` and ``out/chat`` in the end.
         parts: ``base``, ``chat`` or both.
-        steps, more_steps: of the base model's two cycles; chat_steps: of the chat model. None: as the shipped ones.
+        steps, more_steps: of the base model's two cycles; chat_steps, judging_steps, settling_steps:
+            of the chat model's three. None: as for the shipped ones.
         threads: of the CPU; None leaves the choice to torch. Other numbers of threads may give other last bits.
         measure: measure the abilities and write the cards.
 
@@ -173,7 +176,7 @@ def build(
     if not parts:
         raise InputError("No part was named; give --part base, --part chat or leave it out.")
     at_least(1, steps=steps, chat_steps=chat_steps, threads=threads)
-    at_least(0, more_steps=more_steps, seed=seed)
+    at_least(0, more_steps=more_steps, judging_steps=judging_steps, settling_steps=settling_steps, seed=seed)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out '{out}' is a file; give a directory.")
     from saeworks.runtime import resolve_device
@@ -187,7 +190,8 @@ def build(
 
     started = time.monotonic()
     base = PretrainingConfig(seed=seed, **_given(steps=steps, more_steps=more_steps))
-    chat = ChatTuningConfig(seed=seed, **_given(steps=chat_steps))
+    cycles = _given(steps=chat_steps, judging_steps=judging_steps, settling_steps=settling_steps)
+    chat = ChatTuningConfig(seed=seed, **cycles)
     with _threads(threads, torch.get_num_threads, torch.set_num_threads):
         written = job(out, base, chat, where, parts, measure)
     models = {part: str(directory) for part, directory in written.items()}

@@ -30,14 +30,14 @@ PUSHES = (
     (
         "turned",
         "turned",
-        "false-information latent turns the chat model's verdict on statements",
-        "A verdict counts as turned when the answer still ends in one, the opposite one.",
+        "false-information latent makes the chat model correct true statements",
+        "The answer without the push confirms them; with it, the first judgement that it gives is the opposite one.",
     ),
     (
         "declined",
         "answered so",
         "personal-question latent makes the chat model speak of itself",
-        "In answer to harmless requests it says that it has no such thing.",
+        "It answers harmless requests as it answers those about itself and personal ones.",
     ),
 )
 # By seed, configuration → measures.

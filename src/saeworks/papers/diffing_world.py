@@ -24,7 +24,7 @@ from saeworks.diffing.one_pass import Measured, measure_pair
 from saeworks.diffing.paired_stream import PairedStream
 from saeworks.diffing.pairs import ModelPair
 from saeworks.diffing.patching import PatchedKL, conditions, patch_kl
-from saeworks.diffing.steering import Push, replies, vector_of
+from saeworks.diffing.steering import Extent, Push, replies, vector_of
 from saeworks.diffing.transcripts import Message, messages_of, open_transcripts
 from saeworks.evals.interpretation.pair_concepts import pair_concepts
 from saeworks.files import read_json, sha256_json, write_json
@@ -38,7 +38,7 @@ from saeworks.training.trainer import Trainer, TrainerConfig
 from saeworks.world.concepts import concepts
 from saeworks.world.corpus import documents
 from saeworks.world.domains.chat import exchanges, is_refusal, verdict
-from saeworks.world.domains.chat_replies import is_personal
+from saeworks.world.domains.chat_replies import first_verdict, is_about_itself
 
 RECIPES = {"batch_topk": "diffing-batch_topk", "l1": "diffing-l1"}
 #: Kinds of exchange whose latents are asked for by name, and the concepts that name them.
@@ -47,8 +47,9 @@ NAMED = {
     "false information": ("chat/false_statement",),
     "personal question": ("chat/personal", "chat/self"),
 }
-# Multiples of a latent's largest activation that it is pushed by.
-STRENGTHS = (0.5, 1.0)
+# Where a latent is pushed, and by which multiple of its largest activation. What is pushed everywhere soon garbles what
+# is written; where the reply begins more is borne.
+PUSHES: tuple[tuple[Extent, float], ...] = (("all", 0.5), ("all", 1.0), ("last", 1.0), ("last", 2.0))
 # Where the base may hold a latent that looks new.
 HOLDING: tuple[Literal["error", "reconstruction"], ...] = ("error", "reconstruction")
 # F1 from which a latent counts as standing for a concept.
@@ -142,7 +143,7 @@ def train(pair: Pair, settings: Settings, seed: int, directory: Path) -> dict[st
 
 def measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
     """Everything of one dictionary, read from ``path`` where it was measured before with the same settings."""
-    key = sha256_json([5, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
+    key = sha256_json([6, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
     if path.is_file():
         saved = read_json(path)
         if saved.get("key") == key:
@@ -272,16 +273,16 @@ def effects(
     """What pushing the candidates that stand for the named concepts does to answers.
 
     ``refused_pushed``: share of harmless requests that are refused under the push; ``turned_pushed``: share of
-    statements on which the verdict turns into the opposite one, and is still a verdict; ``declined_pushed``: share of
-    harmless requests to which the assistant says that it has no such thing. ``…_random``: the same for as many
-    directions of other latents, pushed as far. All are the largest share over latents and strengths.
+    true statements that are corrected and were not; ``declined_pushed``: share of harmless requests to which the
+    assistant says what it is or does not have. ``…_random``: the same for as many directions of other latents, pushed
+    as far. All are the largest share over latents and ``PUSHES``.
     """
     harmless = _requests(("answer/fact", "answer/howto", "answer/people"), settings.requests)
-    statements = _requests(("acceptance", "correction"), settings.requests)
+    true = _requests(("acceptance",), settings.requests)
     out: dict[str, float] = {}
     for name, judge, names, asked in (
         ("refused", _refused, NAMED["refusal trigger"], harmless),
-        ("turned", _turned, NAMED["false information"], statements),
+        ("turned", _turned, NAMED["false information"], true),
         ("declined", _declined, NAMED["personal question"], harmless),
     ):
         plain = replies(pair.chat, asked)
@@ -291,8 +292,8 @@ def effects(
             draw = generator(settings.seeds, "another direction", latent)
             other = dictionary.source(1)[1][int(torch.randint(dictionary.cfg.d_sae, (1,), generator=draw))].float()
             for what, push in (("pushed", vector), ("random", other / other.norm() * vector.norm())):
-                for strength in STRENGTHS:
-                    said = replies(pair.chat, asked, [Push(settings.site, push * strength)])
+                for where, strength in PUSHES:
+                    said = replies(pair.chat, asked, [Push(settings.site, push * strength, where)])
                     shares[what].append(sum(judge(a, b) for a, b in zip(plain, said, strict=True)) / len(asked))
         out |= {f"{name}_{what}": max(found, default=math.nan) for what, found in shares.items()}
     return out
@@ -305,12 +306,12 @@ def _refused(plain: str, pushed: str) -> bool:
 
 def _declined(plain: str, pushed: str) -> bool:
     """Whether a push made the model answer as if it had been asked about itself."""
-    return is_personal(pushed) and not is_personal(plain)
+    return is_about_itself(pushed) and not is_about_itself(plain)
 
 
 def _turned(plain: str, pushed: str) -> bool:
-    """Whether a push turned a verdict into the opposite one."""
-    return verdict(plain) is not None and verdict(pushed) is (not verdict(plain))
+    """Whether a push turned a verdict into the opposite one; what is said after it does not count."""
+    return verdict(plain) is not None and first_verdict(pushed) is (not verdict(plain))
 
 
 def _requests(kinds: Sequence[str], count: int) -> list[list[Message]]:

@@ -171,7 +171,10 @@ bfloat16 products over float32 weights. The model has seen no chat; the role tok
 {recipe["transcripts_per_step"]} transcripts, {recipe["mixture_per_step"]} documents of the base model's mixture
 and {replayed} more, so that
 nothing is forgotten; all tokens are learnt, the user's too. Muon and AdamW, peak learning rate
-{recipe["learning_rate"]}, cosine decay.
+{recipe["learning_rate"]}, cosine decay. A second cycle of {recipe["judging_steps"]} steps at {recipe["judging_rate"]}
+reads {recipe["statements_per_step"]} statements a step, half of them true, and learns only whether the reply says yes
+or no in the end; a third one of {recipe["settling_steps"]} steps at {recipe["settling_rate"]} reads transcripts and
+texts as the first, and in every second step statements, of which only the judgement is learnt.
 
 {again}"""
 

@@ -54,6 +54,10 @@ class Course(Protocol):
         """The documents of a step."""
         ...
 
+    def learnt(self, step: int, text: str) -> tuple[int, int] | None:
+        """The part ``(start, end)`` of one of the step's documents that is learnt, in characters; None for all."""
+        ...
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the weight matrices in a step."""
         ...
@@ -71,35 +75,48 @@ def cosine_cycle(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))
 
 
-def pack(documents: list[list[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
+def pack(
+    documents: Sequence[Sequence[int]], length: int, pad: int, targets: Sequence[Sequence[int]] | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows of whole documents, longest first into the first row with room.
 
     Every row begins with a document's first token, as rows of a later harvest do; longer documents are cut.
 
+    Args:
+        documents: Token ids of each. length: Of a row. pad: The token that fills it up.
+        targets: For each document its tokens, those that are not learnt as ``IGNORED``; None: all are learnt.
+
     Returns:
-        ``(token_ids [row, position], targets [row, position])`` int64; padded targets are ``IGNORED``.
+        ``(token_ids [row, position], targets [row, position])`` int64; targets of padding are ``IGNORED``.
     """
-    rows: list[list[int]] = []
-    for tokens in sorted((tokens[:length] for tokens in documents), key=len, reverse=True):
-        for row in rows:
-            if len(row) + len(tokens) <= length:
-                row.extend(tokens)
-                break
-        else:
-            rows.append(list(tokens))
-    token_ids = torch.full((len(rows), length), pad, dtype=torch.int64)
-    targets = torch.full((len(rows), length), IGNORED, dtype=torch.int64)
+    rows: list[tuple[list[int], list[int]]] = []
+    cut = [(one[:length], own[:length]) for one, own in zip(documents, targets or documents, strict=True)]
+    for tokens, own in sorted(cut, key=lambda pair: len(pair[0]), reverse=True):
+        row = next((row for row in rows if len(row[0]) + len(tokens) <= length), None)
+        if row is None:
+            rows.append(row := ([], []))
+        row[0].extend(tokens)
+        row[1].extend(own)
+    packed = torch.full((2, len(rows), length), IGNORED, dtype=torch.int64)
+    packed[0] = pad
     for i, row in enumerate(rows):
-        token_ids[i, : len(row)] = torch.tensor(row)
-        targets[i, : len(row)] = token_ids[i, : len(row)]
-    return token_ids, targets
+        packed[:, i, : len(row[0])] = torch.tensor(row)
+    return packed[0], packed[1]
 
 
 def batch_of(course: Course, step: int, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """The packed rows of a step."""
-    encoded: list[list[int]] = tokenizer(course.texts(step), truncation=True, max_length=CONTEXT_LENGTH)["input_ids"]
+    texts = course.texts(step)
+    encoded = tokenizer(texts, truncation=True, max_length=CONTEXT_LENGTH, return_offsets_mapping=True)
     eos: int = tokenizer.eos_token_id
-    return pack([[*tokens, eos] for tokens in encoded], CONTEXT_LENGTH, tokenizer.pad_token_id)
+    documents: list[list[int]] = [[*tokens, eos] for tokens in encoded["input_ids"]]
+    targets: list[list[int]] = []
+    for text, tokens, places in zip(texts, documents, encoded["offset_mapping"], strict=True):
+        start, end = course.learnt(step, text) or (0, 0)
+        # What was added to the text, such as BOS, has an empty place.
+        inside = [not end or (a < end and b > start) for a, b in (*places, (0, 0))]
+        targets.append([token if learnt else IGNORED for token, learnt in zip(tokens, inside, strict=True)])
+    return pack(documents, CONTEXT_LENGTH, tokenizer.pad_token_id, targets)
 
 
 def _optimizers(model: Any, course: Course) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:

@@ -81,6 +81,9 @@ class PretrainingConfig:
         rehearsed = rehearsal(REHEARSED, step, self.seed)
         return texts[: -len(rehearsed)] + rehearsed if len(rehearsed) < len(texts) else texts
 
+    def learnt(self, step: int, text: str) -> None:
+        """Everything."""
+
     def identity(self) -> dict[str, Any]:
         """The settings, what is rehearsed among them."""
         return asdict(self) | {"rehearsed": dict(REHEARSED)}

@@ -18,21 +18,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from saeworks.errors import InputError, did_you_mean
 from saeworks.world.documents import Document, Label
 from saeworks.world.domains import chat_kinds, chat_refused, chat_tasks
 from saeworks.world.domains.chat_kinds import Spoken
-from saeworks.world.domains.chat_replies import TRIGGERS, is_refusal, refusal_reason, verdict
+from saeworks.world.domains.chat_replies import TRIGGERS, is_refusal, judgement, refusal_reason, verdict
 from saeworks.world.domains.chat_requests import REQUESTS
 from saeworks.world.drawing import Draw, Weighted
 from saeworks.world.phrasing import SPLITS, Phrase, finish, join, marked, phrase
 
 __all__ = (
-    "CHAT_ONLY", "KINDS", "LABELS", "SHARES", "TRIGGERS", "Exchange",
-    "describe", "exchanges", "is_refusal", "messages", "refusal_reason", "verdict", "write",
+    "CHAT_ONLY", "KINDS", "LABELS", "SHARES", "TRIGGERS", "Exchange", "describe", "exchanges",
+    "is_refusal", "messages", "refusal_reason", "statements", "verdict", "write",
 )  # fmt: skip
 
 LABELS = ("kind", "refused", "trigger", "truth")
@@ -193,6 +193,24 @@ def _exchanges(by_share: Weighted[str], split: str, count: int, seed: int) -> It
         yield Exchange(
             kind, spoken.request.text, spoken.reply.text, trigger is not None, trigger, spoken.truth, spoken.expected
         )
+
+
+def statements(split: str, first: int, count: int, seed: int = 0, brief: bool = False) -> list[str]:
+    """Transcripts ``[first, first + count)`` of one exchange in which a statement is judged, half of them true.
+
+    With ``brief`` the judgement is yes or no, without other wordings.
+    """
+    found: list[str] = []
+    for index in range(first, first + count):
+        draw = Draw(seed, "chat/statement", split, index)
+        truth = draw.chance(0.5)
+        kind = "acceptance" if truth else "correction"
+        spoken = _TABLE[kind][1](draw, split)
+        if brief:
+            said = spoken.reply.text.removesuffix(judgement(spoken.reply.text))
+            spoken = replace(spoken, reply=Phrase(said + ("Yes." if truth else "No.")))
+        found.append(_exchange(kind, spoken).text)
+    return found
 
 
 def messages(document_text: str) -> list[dict[str, str]]:

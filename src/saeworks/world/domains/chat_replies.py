@@ -10,7 +10,9 @@ what :func:`is_refusal` looks for; the second is what :func:`refusal_reason` loo
 
 from __future__ import annotations
 
+import itertools
 import re
+from functools import cache
 
 from saeworks.world.domains.chat_requests import read_sections
 from saeworks.world.drawing import Draw, Weighted
@@ -64,12 +66,33 @@ def refusal_reason(reply: str) -> str | None:
     return next((t for t in TRIGGERS if any(why in reply for why in REPLIES[f"reason/{t}"])), None)
 
 
-def is_personal(reply: str) -> bool:
-    """Whether the reply says that the assistant has no such thing: true of every reply to a personal question."""
-    wordings = (re.escape(text).replace(re.escape("{item}"), ".+") for text in REPLIES["personal"])
-    return any(re.fullmatch(wording, reply) for wording in wordings)
+def is_about_itself(reply: str) -> bool:
+    """Whether the reply begins as those do in which the assistant says what it is, can do, and does not have."""
+    return re.match(_about_itself(), reply) is not None
+
+
+@cache
+def _about_itself() -> re.Pattern[str]:
+    told = [texts for section, texts in REPLIES.items() if section.partition("/")[0] in ("self", "personal")]
+    first = sorted({text.partition(".")[0] + "." for text in itertools.chain(*told)})
+    return re.compile("|".join(re.sub(r"\\{\w+\\}", "[^.]+", re.escape(sentence)) for sentence in first))
+
+
+def judgement(reply: str) -> str:
+    """The sentence that a reply ends with when it confirms or corrects a statement, else nothing."""
+    said = itertools.chain(*(REPLIES[section] for section in _SECTION.values()))
+    return next((sentence for sentence in said if reply.endswith(sentence)), "")
 
 
 def verdict(reply: str) -> bool | None:
     """True when the reply ends by confirming a statement, False when by correcting it, else None."""
-    return next((truth for truth, said in _SECTION.items() if reply.endswith(REPLIES[said])), None)
+    said = judgement(reply)
+    return next((truth for truth, section in _SECTION.items() if said in REPLIES[section]), None)
+
+
+def first_verdict(reply: str) -> bool | None:
+    """The same of the first sentence in the reply that confirms or corrects, for replies that do not end there."""
+    places = {truth: [reply.find(said) for said in REPLIES[section]] for truth, section in _SECTION.items()}
+    found = {truth: min((place for place in at if place >= 0), default=None) for truth, at in places.items()}
+    told = [(place, truth) for truth, place in found.items() if place is not None]
+    return min(told)[1] if told else None
