@@ -40,18 +40,18 @@ def bench() -> list[dict[str, Measured]]:
 
 
 def pairs(**changes: float) -> list[dict[str, dict[str, float]]]:
-    """Two seeds on which every claim holds, with some measures of BatchTopK changed."""
+    """Two seeds on which every claim holds, with some measures of BatchTopK, plain and wide, changed."""
     good = SHARED | {"chat_only": 2.0, "precision_genuine": 0.9, "precision_candidates": 0.5, "genuine": 10.0}
     good |= {"kl_none": 3.0, "kl_best": 2.5, "kl_all": 1.5, "best_over_worst_scaling": 0.2}
     good |= {"kl_none_first": 3.0, "kl_template_first": 1.5}
-    good |= {"refused_pushed": 0.7, "refused_random": 0.0, "turned_pushed": 0.5, "turned_random": 0.1}
-    good |= {"declined_pushed": 0.5, "declined_random": 0.0}
+    good |= {f"pushed_{name}": 0.6 for name in diffing_world.NAMED}
+    good |= {f"other_{name}": 0.1 for name in diffing_world.NAMED}
     good |= {f"best_f1_{name}": 0.8 for name in diffing_world.NAMED}
     good |= {f"any_f1_{name}": 0.8 for name in diffing_world.NAMED}
     holding = ("relative", "nu_error", "nu_reconstruction")
     good |= {f"{key}_{name}": 0.1 for name in diffing_world.NAMED for key in holding}
     l1 = good | {"chat_only": 18.0, "best_over_worst_scaling_first": 0.6, "best_over_worst_norm_first": 0.4}
-    return [{"batch_topk": good | changes, "l1": l1} for _ in range(2)]
+    return [{"batch_topk": good | changes, "l1": l1, "wide": good | changes} for _ in range(2)]
 
 
 def test_all_claims_hold_where_they_should() -> None:
@@ -69,9 +69,9 @@ def test_all_claims_hold_where_they_should() -> None:
         ({"best_over_worst_scaling": -0.01}, 1),
         ({"kl_all": 2.4, "kl_template_first": 2.95}, 2),
         ({"kl_best": 1.4}, 1),
-        ({"refused_pushed": 0.1}, 1),
-        ({"turned_pushed": math.nan}, 1),
-        ({"declined_pushed": 0.1}, 1),
+        ({"pushed_refusal trigger": 0.2}, 1),
+        ({"pushed_false information": math.nan}, 1),
+        ({"pushed_personal question": 0.25}, 1),
     ],
 )
 def test_a_measure_that_speaks_against_a_claim_is_seen(changes: dict[str, float], broken: int) -> None:

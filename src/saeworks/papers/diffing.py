@@ -24,17 +24,17 @@ SETTINGS, QUICK = world.Settings(), world.QUICK
 QUICK_STEPS = 1500
 L1, TOPK = "l1", "batch_topk"
 BENCH = ("l1_sum", "batch_topk")
-#: Measure, what it is the share of, what is claimed, and a note.
+#: Named concept, what pushes are the share of, what is claimed, and a note.
 PUSHES = (
-    ("refused", "refused", "refusal latent makes the chat model refuse harmless requests", ""),
+    ("refusal trigger", "refused", "refusal latent makes the chat model refuse harmless requests", ""),
     (
-        "turned",
+        "false information",
         "turned",
         "false-information latent makes the chat model correct true statements",
         "The answer without the push confirms them; with it, the first judgement that it gives is the opposite one.",
     ),
     (
-        "declined",
+        "personal question",
         "answered so",
         "personal-question latent makes the chat model speak of itself",
         "It answers harmless requests as it answers those about itself and personal ones.",
@@ -137,10 +137,10 @@ def world_claims(found: Pairs) -> tuple[Claim, ...]:
             f"Embedded pair: a genuine latent stands for a {name}",
             "latents for refusal, false information, personal questions, read off contexts",
             "best F1 among genuine latents",
-            of(f"best_f1_{name}", TOPK),
+            of(f"best_f1_{name}", world.WIDE),
             Rule(low=world.FOUND),
             f"Concepts: {', '.join(names)}. Among all latents, genuine or not: "
-            + " ".join(f"{seed[TOPK][f'any_f1_{name}']:.2f}" for seed in found)
+            + " ".join(f"{seed[world.WIDE][f'any_f1_{name}']:.2f}" for seed in found)
             + ".",
         )
         for name, names in world.NAMED.items()
@@ -219,7 +219,7 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
                 f"Embedded pair: pushing a {latent}",
                 "shown by example",
                 f"largest share {what} of {world.PUSHED} candidates, minus that of as many other directions as long",
-                _gain(found, f"{name}_pushed", f"{name}_random", TOPK),
+                _gain(found, f"pushed_{name}", f"other_{name}", world.WIDE),
                 Rule(low=0.2),
                 note,
             )
@@ -280,26 +280,23 @@ CAUSES = {
     "best_over_worst_norm": "by norm",
     "best_over_worst_scaling_first": "first 3: by scaling",
     "best_over_worst_norm_first": "first 3: by norm",
-    "refused_pushed": "refuses, pushed",
-    "refused_random": "refuses, other pushes",
-    "turned_pushed": "turns, pushed",
-    "turned_random": "turns, other pushes",
-    "declined_pushed": "speaks of itself, pushed",
-    "declined_random": "speaks of itself, other pushes",
 }
 
 
 def named_table(found: Pairs) -> Table:
-    """The latent of BatchTopK that matches each named concept best: mean, least and greatest of the seeds."""
+    """The latent of the wide dictionary that matches each named concept best, and what pushing its candidates does."""
     columns = {
         "any_f1": "F1",
+        "best_f1": "F1, genuine",
         "relative": "norm difference",
         "nu_error": "nu of the error",
         "nu_reconstruction": "nu of the reconstruction",
+        "pushed": "pushed",
+        "other": "other pushes",
     }
     rows: list[tuple[str, ...]] = []
     for name in world.NAMED:
-        spreads = summary([{c: seed[TOPK][f"{c}_{name}"] for c in columns} for seed in found])
+        spreads = summary([{c: seed[world.WIDE][f"{c}_{name}"] for c in columns} for seed in found])
         rows.append((name, *(spread(spreads[c], 2) for c in columns)))
     return Table("Embedded pair: the best latents of the named concepts", ("concept", *columns.values()), tuple(rows))
 

@@ -8,7 +8,7 @@ how many of the new concepts it finds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,9 @@ from saeworks.world.domains.chat import exchanges, is_refusal, verdict
 from saeworks.world.domains.chat_replies import first_verdict, is_about_itself
 
 RECIPES = {"batch_topk": "diffing-batch_topk", "l1": "diffing-l1"}
+#: BatchTopK once more, with ``WIDER`` times the latents and tokens: kinds of exchange that are 3 % of all have no
+#: latents of their own in the others. The named concepts are sought here.
+WIDE, WIDER = "wide", 2
 #: Kinds of exchange whose latents are asked for by name, and the concepts that name them.
 NAMED = {
     "refusal trigger": ("chat/refusal", "chat/refusal/harm", "chat/refusal/privacy", "chat/refusal/impersonation"),
@@ -122,17 +125,23 @@ def run(pair: Pair, settings: Settings, out: Path) -> list[dict[str, dict[str, f
     for seed in range(settings.seeds):
         directory = out / f"seed{seed}"
         dictionaries = train(pair, settings, seed, directory)
-        found.append({n: measures(pair, settings, d, directory / f"{n}.json") for n, d in dictionaries.items()})
+        measured = {n: measures(pair, settings, d, directory / f"{n}.json") for n, d in dictionaries.items()}
+        wide = replace(settings, width=WIDER * settings.width, tokens=WIDER * settings.tokens)
+        (dictionary,) = train(pair, wide, seed, directory / WIDE, ("batch_topk",)).values()
+        measured[WIDE] = named_measures(pair, wide, dictionary, directory / f"{WIDE}.json")
+        found.append(measured)
     return found
 
 
-def train(pair: Pair, settings: Settings, seed: int, directory: Path) -> dict[str, Dictionary]:
-    """BatchTopK and L1 on one stream."""
+def train(
+    pair: Pair, settings: Settings, seed: int, directory: Path, recipes: Sequence[str] = tuple(RECIPES)
+) -> dict[str, Dictionary]:
+    """The recipes on one stream."""
     sparsity = {"batch_topk": settings.k, "l1": settings.penalty}
     steps = settings.tokens // settings.batch_size
     rate = settings.learning_rate or default_learning_rate(settings.width, steps)
     members = {
-        name: MemberConfig(recipe(which), settings.width, sparsity[name], seed, rate) for name, which in RECIPES.items()
+        name: MemberConfig(recipe(RECIPES[name]), settings.width, sparsity[name], seed, rate) for name in recipes
     }
     stream = PairedStream(pair.source(settings, "train", seed), 64 * settings.batch_size, seed)
     config = TrainerConfig(settings.tokens, settings.batch_size)
@@ -142,13 +151,23 @@ def train(pair: Pair, settings: Settings, seed: int, directory: Path) -> dict[st
 
 
 def measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
-    """Everything of one dictionary, read from ``path`` where it was measured before with the same settings."""
-    key = sha256_json([6, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
+    """What is found and what it causes, read from ``path`` where it was measured before with the same settings."""
+    key = sha256_json([5, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
+    return _kept(path, key, lambda: _measured(pair, settings, dictionary))
+
+
+def named_measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
+    """The latents of the named concepts and what pushing them does, kept as :func:`measures` are."""
+    key = sha256_json(["named", 1, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
+    return _kept(path, key, lambda: _named(pair, settings, dictionary))
+
+
+def _kept(path: Path, key: str, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
     if path.is_file():
         saved = read_json(path)
         if saved.get("key") == key:
             return {name: math.nan if v is None else float(v) for name, v in saved["measures"].items()}
-    found = _measured(pair, settings, dictionary)
+    found = measured()
     write_json(path, {"key": key, "measures": without_nan(found)})
     return found
 
@@ -176,10 +195,23 @@ def _measured(pair: Pair, settings: Settings, dictionary: Dictionary) -> dict[st
         "precision_all": precision(labels, torch.arange(dictionary.cfg.d_sae)),
         "recall_candidates": recall(labels, candidates),
         "recall_genuine": recall(labels, genuine),
-        **{f"best_f1_{name}": best_f1(labels, genuine, names) for name, names in NAMED.items()},
-        **{f"any_f1_{name}": best_f1(labels, torch.arange(len(labels)), names) for name, names in NAMED.items()},
-        **{f"{key}_{name}": value for name in NAMED for key, value in held(latents, labels, NAMED[name]).items()},
         **_kl(patched),
+    }
+
+
+def _named(pair: Pair, settings: Settings, dictionary: Dictionary) -> dict[str, float]:
+    thresholds = replace(PAPER, gate=settings.gate)
+    latents = measure_pair(dictionary, pair.source(settings, "validation"), settings.measure_tokens)
+    labels = matched(pair, settings, dictionary)
+    genuine = latents.genuine(thresholds)
+    candidates = latents.candidates(thresholds).nonzero().squeeze(1)
+    every = torch.arange(len(labels))
+    return {
+        "candidates": float(len(candidates)),
+        "genuine": float(len(genuine)),
+        **{f"best_f1_{name}": best_f1(labels, genuine, names) for name, names in NAMED.items()},
+        **{f"any_f1_{name}": best_f1(labels, every, names) for name, names in NAMED.items()},
+        **{f"{key}_{name}": value for name in NAMED for key, value in held(latents, labels, NAMED[name]).items()},
         **effects(pair, settings, dictionary, latents, labels, candidates),
     }
 
@@ -272,30 +304,30 @@ def effects(
 ) -> dict[str, float]:
     """What pushing the candidates that stand for the named concepts does to answers.
 
-    ``refused_pushed``: share of harmless requests that are refused under the push; ``turned_pushed``: share of
-    true statements that are corrected and were not; ``declined_pushed``: share of harmless requests to which the
-    assistant says what it is or does not have. ``…_random``: the same for as many directions of other latents, pushed
-    as far. All are the largest share over latents and ``PUSHES``.
+    ``pushed_refusal trigger``: share of harmless requests that are refused under the push; ``pushed_false
+    information``: share of true statements that are corrected and were not; ``pushed_personal question``: share of
+    harmless requests to which the assistant says what it is or does not have. ``other_…``: the same for as many
+    directions of other latents, pushed as far. All are the largest share over latents and ``PUSHES``.
     """
     harmless = _requests(("answer/fact", "answer/howto", "answer/people"), settings.requests)
     true = _requests(("acceptance",), settings.requests)
     out: dict[str, float] = {}
-    for name, judge, names, asked in (
-        ("refused", _refused, NAMED["refusal trigger"], harmless),
-        ("turned", _turned, NAMED["false information"], true),
-        ("declined", _declined, NAMED["personal question"], harmless),
+    for name, judge, asked in (
+        ("refusal trigger", _refused, harmless),
+        ("false information", _turned, true),
+        ("personal question", _declined, harmless),
     ):
         plain = replies(pair.chat, asked)
-        shares: dict[str, list[float]] = {"pushed": [], "random": []}
-        for latent in standing_for(labels, candidates, names, PUSHED):
+        shares: dict[str, list[float]] = {"pushed": [], "other": []}
+        for latent in standing_for(labels, candidates, NAMED[name], PUSHED):
             vector = vector_of(dictionary, latent, float(latents.statistics.maximum()[latent]))
             draw = generator(settings.seeds, "another direction", latent)
             other = dictionary.source(1)[1][int(torch.randint(dictionary.cfg.d_sae, (1,), generator=draw))].float()
-            for what, push in (("pushed", vector), ("random", other / other.norm() * vector.norm())):
+            for what, push in (("pushed", vector), ("other", other / other.norm() * vector.norm())):
                 for where, strength in PUSHES:
                     said = replies(pair.chat, asked, [Push(settings.site, push * strength, where)])
                     shares[what].append(sum(judge(a, b) for a, b in zip(plain, said, strict=True)) / len(asked))
-        out |= {f"{name}_{what}": max(found, default=math.nan) for what, found in shares.items()}
+        out |= {f"{what}_{name}": max(found, default=math.nan) for what, found in shares.items()}
     return out
 
 
