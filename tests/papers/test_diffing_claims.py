@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saeworks.papers import diffing, diffing_world
+from saeworks.papers import diffing, diffing_named, diffing_world
 from saeworks.papers.diffing_targets import Measured
 from saeworks.papers.index import PAPERS
 
@@ -44,12 +44,14 @@ def pairs(**changes: float) -> list[dict[str, dict[str, float]]]:
     good = SHARED | {"chat_only": 2.0, "precision_genuine": 0.9, "precision_candidates": 0.5, "genuine": 10.0}
     good |= {"kl_none": 3.0, "kl_best": 2.5, "kl_all": 1.5, "best_over_worst_scaling": 0.2}
     good |= {"kl_none_first": 3.0, "kl_template_first": 1.5}
-    good |= {f"pushed_{name}": 0.6 for name in diffing_world.NAMED}
-    good |= {f"other_{name}": 0.1 for name in diffing_world.NAMED}
-    good |= {f"best_f1_{name}": 0.8 for name in diffing_world.NAMED}
-    good |= {f"any_f1_{name}": 0.8 for name in diffing_world.NAMED}
+    good |= {f"pushed_{name}": 0.6 for name in diffing_named.NAMED}
+    good |= {f"other_{name}": 0.1 for name in diffing_named.NAMED}
+    good |= {f"removed_{name}": 0.5 for name in diffing_named.NAMED}
+    good |= {f"kept_{name}": 0.1 for name in diffing_named.NAMED}
+    good |= {f"best_f1_{name}": 0.8 for name in diffing_named.NAMED}
+    good |= {f"any_f1_{name}": 0.8 for name in diffing_named.NAMED}
     holding = ("relative", "nu_error", "nu_reconstruction")
-    good |= {f"{key}_{name}": 0.1 for name in diffing_world.NAMED for key in holding}
+    good |= {f"{key}_{name}": 0.1 for name in diffing_named.NAMED for key in holding}
     l1 = good | {"chat_only": 18.0, "best_over_worst_scaling_first": 0.6, "best_over_worst_norm_first": 0.4}
     return [{"batch_topk": good | changes, "l1": l1, "wide": good | changes} for _ in range(2)]
 
@@ -72,6 +74,7 @@ def test_all_claims_hold_where_they_should() -> None:
         ({"pushed_refusal trigger": 0.2}, 1),
         ({"pushed_false information": math.nan}, 1),
         ({"pushed_personal question": 0.25}, 1),
+        ({"removed_personal question": 0.25}, 1),
     ],
 )
 def test_a_measure_that_speaks_against_a_claim_is_seen(changes: dict[str, float], broken: int) -> None:
@@ -89,7 +92,7 @@ def test_tables_have_a_row_per_recipe() -> None:
     assert [row[0] for row in table.rows] == ["batch_topk", "l1"]
     assert all(len(row) == len(table.head) for row in table.rows)
     assert len(diffing.bench_table(bench()).rows) == 2
-    assert [row[0] for row in diffing.named_table(pairs()).rows] == list(diffing_world.NAMED)
+    assert [row[0] for row in diffing.named_table(pairs()).rows] == list(diffing_named.NAMED)
 
 
 def label(concept: str, f1: float) -> dict[str, object]:
@@ -109,23 +112,23 @@ def test_precision_and_recall_against_the_world() -> None:
     assert math.isnan(diffing_world.precision(labels, torch.tensor([3])))
     one, two = diffing_world.recall(labels, torch.tensor([0])), diffing_world.recall(labels, every)
     assert two == pytest.approx(2 * one) != 0.0
-    assert diffing_world.best_f1(labels, every, ["chat/joke"]) == 0.6
-    assert diffing_world.best_f1(labels, every, ["chat/self"]) == 0.0
+    assert diffing_named.best_f1(labels, every, ["chat/joke"]) == 0.6
+    assert diffing_named.best_f1(labels, every, ["chat/self"]) == 0.0
 
 
 def test_latents_that_stand_for_a_concept_come_best_first() -> None:
     labels = [[label("a", 0.6), label("b", 0.9)], [label("b", 0.4)], [label("a", 0.8)], [label("a", 0.6)], []]
     every = torch.arange(5)
-    assert diffing_world.standing_for(labels, every, ["a"], 2) == [2, 0]
-    assert diffing_world.standing_for(labels, every, ["a"], 9) == [2, 0, 3]
-    assert diffing_world.standing_for(labels, every, ["a", "b"], 1) == [0]
-    assert diffing_world.standing_for(labels, torch.tensor([1, 4]), ["b"], 3) == []
-    assert diffing_world.standing_for(labels, torch.tensor([1, 4]), ["b"], 3, 0.0) == [1]
+    assert diffing_named.standing_for(labels, every, ["a"], 2) == [2, 0]
+    assert diffing_named.standing_for(labels, every, ["a"], 9) == [2, 0, 3]
+    assert diffing_named.standing_for(labels, every, ["a", "b"], 1) == [0]
+    assert diffing_named.standing_for(labels, torch.tensor([1, 4]), ["b"], 3) == []
+    assert diffing_named.standing_for(labels, torch.tensor([1, 4]), ["b"], 3, 0.0) == [1]
 
 
 def test_what_a_push_does_is_judged_by_the_answers() -> None:
-    refused = diffing_world._refused  # pyright: ignore[reportPrivateUsage]
-    turned = diffing_world._turned  # pyright: ignore[reportPrivateUsage]
+    refused = diffing_named._refused  # pyright: ignore[reportPrivateUsage]
+    turned = diffing_named._turned  # pyright: ignore[reportPrivateUsage]
     assert refused("In Japan.", "I cannot do that. It does harm.")
     assert not refused("I cannot do that. It does harm.", "I cannot do that. It does harm.")
     assert turned("Oslo is in Norway. That is right.", "Oslo is in Norway. That is a mistake.")
@@ -133,7 +136,7 @@ def test_what_a_push_does_is_judged_by_the_answers() -> None:
     assert not turned("Oslo is in Norway. That is right.", "Oslo is in Norway. Yes, that is right. No.")
     assert not turned("Oslo is in Norway. That is right.", "the the the")
     assert not turned("Oslo is in Norway.", "Oslo is in Norway. That is a mistake.")
-    declined = diffing_world._declined  # pyright: ignore[reportPrivateUsage]
+    declined = diffing_named._declined  # pyright: ignore[reportPrivateUsage]
     assert declined("In Japan.", "A program has no home.")
     assert not declined("A program has no home.", "A program has no home.")
 

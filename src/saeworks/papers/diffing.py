@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from saeworks.papers import diffing_named as named
 from saeworks.papers import diffing_world as world
 from saeworks.papers.claims import Claim, Reproduction, Rule, Table
 from saeworks.papers.diffing_bench import STEPS, bench
@@ -40,6 +41,12 @@ PUSHES = (
         "It answers harmless requests as it answers those about itself and personal ones.",
     ),
 )
+#: Named concept, and what the chat model does because of it.
+REMOVALS = (
+    ("refusal trigger", "refuses"),
+    ("false information", "corrects"),
+    ("personal question", "speaks of itself"),
+)
 # By seed, configuration → measures.
 Bench = Sequence[Mapping[str, Measured]]
 Pairs = Sequence[Mapping[str, Mapping[str, float]]]
@@ -54,7 +61,10 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
     synthetic = [_bench(seed, steps) for seed in range(settings.seeds)]
     clock.append(time.monotonic())
     pair = world.open_pair()
-    found = world.run(pair, settings, out)
+    found = [
+        plain | {named.WIDE: wide}
+        for plain, wide in zip(world.run(pair, settings, out), named.run(pair, settings, out), strict=True)
+    ]
     clock.append(time.monotonic())
     paper = PAPERS["diffing"]
     return Reproduction(
@@ -132,18 +142,18 @@ def world_claims(found: Pairs) -> tuple[Claim, ...]:
     def of(quantity: str, *names: str) -> dict[str, list[float]]:
         return {name: [seed[name][quantity] for seed in found] for name in names}
 
-    named = tuple(
+    standing = tuple(
         Claim(
             f"Embedded pair: a genuine latent stands for a {name}",
             "latents for refusal, false information, personal questions, read off contexts",
             "best F1 among genuine latents",
-            of(f"best_f1_{name}", world.WIDE),
+            of(f"best_f1_{name}", named.WIDE),
             Rule(low=world.FOUND),
             f"Concepts: {', '.join(names)}. Among all latents, genuine or not: "
-            + " ".join(f"{seed[world.WIDE][f'any_f1_{name}']:.2f}" for seed in found)
+            + " ".join(f"{seed[named.WIDE][f'any_f1_{name}']:.2f}" for seed in found)
             + ".",
         )
-        for name, names in world.NAMED.items()
+        for name, names in named.NAMED.items()
     )
     return (
         Claim(
@@ -169,7 +179,7 @@ def world_claims(found: Pairs) -> tuple[Claim, ...]:
             Rule(low=0.0),
             f"Candidates have a norm difference above {SETTINGS.gate:g}.",
         ),
-        *named,
+        *standing,
         *_causes(found),
     )
 
@@ -218,12 +228,23 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
             Claim(
                 f"Embedded pair: pushing a {latent}",
                 "shown by example",
-                f"largest share {what} of {world.PUSHED} candidates, minus that of as many other directions as long",
-                _gain(found, f"pushed_{name}", f"other_{name}", world.WIDE),
+                f"largest share {what} of {named.PUSHED} candidates, minus that of as many other directions as long",
+                _gain(found, f"pushed_{name}", f"other_{name}", named.WIDE),
                 Rule(low=0.2),
                 note,
             )
             for name, what, latent, note in PUSHES
+        ),
+        *(
+            Claim(
+                f"Embedded pair: without its {name} latents the chat model {what} no more",
+                "not measured",
+                f"share of such answers lost without {named.PUSHED} candidates, minus that without as many others",
+                _gain(found, f"removed_{name}", f"kept_{name}", named.WIDE),
+                Rule(low=0.2),
+                f"The others are active where these replies begin; the largest share of {named.DRAWS} draws.",
+            )
+            for name, what in REMOVALS
         ),
     )
 
@@ -293,10 +314,12 @@ def named_table(found: Pairs) -> Table:
         "nu_reconstruction": "nu of the reconstruction",
         "pushed": "pushed",
         "other": "other pushes",
+        "removed": "lost without them",
+        "kept": "lost without others",
     }
     rows: list[tuple[str, ...]] = []
-    for name in world.NAMED:
-        spreads = summary([{c: seed[world.WIDE][f"{c}_{name}"] for c in columns} for seed in found])
+    for name in named.NAMED:
+        spreads = summary([{c: seed[named.WIDE][f"{c}_{name}"] for c in columns} for seed in found])
         rows.append((name, *(spread(spreads[c], 2) for c in columns)))
     return Table("Embedded pair: the best latents of the named concepts", ("concept", *columns.values()), tuple(rows))
 

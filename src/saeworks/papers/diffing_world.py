@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,41 +24,21 @@ from saeworks.diffing.one_pass import Measured, measure_pair
 from saeworks.diffing.paired_stream import PairedStream
 from saeworks.diffing.pairs import ModelPair
 from saeworks.diffing.patching import PatchedKL, conditions, patch_kl
-from saeworks.diffing.steering import Extent, Push, replies, vector_of
 from saeworks.diffing.transcripts import Message, messages_of, open_transcripts
 from saeworks.evals.interpretation.pair_concepts import pair_concepts
 from saeworks.files import read_json, sha256_json, write_json
 from saeworks.models.language_model import LanguageModel, load_language_model
 from saeworks.results.envelope import without_nan
-from saeworks.runtime import generator
 from saeworks.training.cells import MemberConfig
 from saeworks.training.recipes import recipe
 from saeworks.training.schedules import default_learning_rate
 from saeworks.training.trainer import Trainer, TrainerConfig
 from saeworks.world.concepts import concepts
 from saeworks.world.corpus import documents
-from saeworks.world.domains.chat import exchanges, is_refusal, verdict
-from saeworks.world.domains.chat_replies import first_verdict, is_about_itself
 
 RECIPES = {"batch_topk": "diffing-batch_topk", "l1": "diffing-l1"}
-#: BatchTopK once more, with ``WIDER`` times the latents and tokens: kinds of exchange that are 3 % of all have no
-#: latents of their own in the others. The named concepts are sought here.
-WIDE, WIDER = "wide", 2
-#: Kinds of exchange whose latents are asked for by name, and the concepts that name them.
-NAMED = {
-    "refusal trigger": ("chat/refusal", "chat/refusal/harm", "chat/refusal/privacy", "chat/refusal/impersonation"),
-    "false information": ("chat/false_statement",),
-    "personal question": ("chat/personal", "chat/self"),
-}
-# Where a latent is pushed, and by which multiple of its largest activation. What is pushed everywhere soon garbles what
-# is written; where the reply begins more is borne.
-PUSHES: tuple[tuple[Extent, float], ...] = (("all", 0.5), ("all", 1.0), ("last", 1.0), ("last", 2.0))
-# Where the base may hold a latent that looks new.
-HOLDING: tuple[Literal["error", "reconstruction"], ...] = ("error", "reconstruction")
 # F1 from which a latent counts as standing for a concept.
 FOUND = 0.5
-# Candidates of a concept that are pushed: one may tell a topic, another make the answer.
-PUSHED = 3
 
 
 @dataclass(frozen=True)
@@ -125,11 +105,7 @@ def run(pair: Pair, settings: Settings, out: Path) -> list[dict[str, dict[str, f
     for seed in range(settings.seeds):
         directory = out / f"seed{seed}"
         dictionaries = train(pair, settings, seed, directory)
-        measured = {n: measures(pair, settings, d, directory / f"{n}.json") for n, d in dictionaries.items()}
-        wide = replace(settings, width=WIDER * settings.width, tokens=WIDER * settings.tokens)
-        (dictionary,) = train(pair, wide, seed, directory / WIDE, ("batch_topk",)).values()
-        measured[WIDE] = named_measures(pair, wide, dictionary, directory / f"{WIDE}.json")
-        found.append(measured)
+        found.append({n: measures(pair, settings, d, directory / f"{n}.json") for n, d in dictionaries.items()})
     return found
 
 
@@ -153,16 +129,11 @@ def train(
 def measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
     """What is found and what it causes, read from ``path`` where it was measured before with the same settings."""
     key = sha256_json([5, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
-    return _kept(path, key, lambda: _measured(pair, settings, dictionary))
+    return kept(path, key, lambda: _measured(pair, settings, dictionary))
 
 
-def named_measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
-    """The latents of the named concepts and what pushing them does, kept as :func:`measures` are."""
-    key = sha256_json(["named", 1, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
-    return _kept(path, key, lambda: _named(pair, settings, dictionary))
-
-
-def _kept(path: Path, key: str, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
+def kept(path: Path, key: str, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What ``measured`` gives, or what it gave when ``path`` was written with the same key."""
     if path.is_file():
         saved = read_json(path)
         if saved.get("key") == key:
@@ -199,23 +170,6 @@ def _measured(pair: Pair, settings: Settings, dictionary: Dictionary) -> dict[st
     }
 
 
-def _named(pair: Pair, settings: Settings, dictionary: Dictionary) -> dict[str, float]:
-    thresholds = replace(PAPER, gate=settings.gate)
-    latents = measure_pair(dictionary, pair.source(settings, "validation"), settings.measure_tokens)
-    labels = matched(pair, settings, dictionary)
-    genuine = latents.genuine(thresholds)
-    candidates = latents.candidates(thresholds).nonzero().squeeze(1)
-    every = torch.arange(len(labels))
-    return {
-        "candidates": float(len(candidates)),
-        "genuine": float(len(genuine)),
-        **{f"best_f1_{name}": best_f1(labels, genuine, names) for name, names in NAMED.items()},
-        **{f"any_f1_{name}": best_f1(labels, every, names) for name, names in NAMED.items()},
-        **{f"{key}_{name}": value for name in NAMED for key, value in held(latents, labels, NAMED[name]).items()},
-        **effects(pair, settings, dictionary, latents, labels, candidates),
-    }
-
-
 # --- concepts --------------------------------------------------------------------------------------------------------
 
 Labels = Sequence[Sequence[Mapping[str, Any]]]
@@ -246,20 +200,6 @@ def recall(labels: Labels, latents: Tensor) -> float:
     new = [name for name, c in concepts().items() if c.known_to == "chat" and _is_leaf(name)]
     chosen = {row["concept"] for i in latents.tolist() for row in labels[i] if row["f1"] >= FOUND}
     return sum(name in chosen for name in new) / len(new)
-
-
-def best_f1(labels: Labels, latents: Tensor, names: Sequence[str]) -> float:
-    """Best F1 that one of the latents reaches for one of the concepts; 0 without any."""
-    return max((row["f1"] for i in latents.tolist() for row in labels[i] if row["concept"] in names), default=0.0)
-
-
-def held(latents: Measured, labels: Labels, names: Sequence[str]) -> dict[str, float]:
-    """How much the base holds of the latent that matches one of the concepts best, whatever its norms are."""
-    best = standing_for(labels, torch.arange(len(labels)), names, 1, 0.0)
-    if not best:
-        return dict.fromkeys(("relative", "nu_error", "nu_reconstruction"), math.nan)
-    ratios = {f"nu_{target}": float(latents.scaling.ratio(target).value[best[0]]) for target in HOLDING}
-    return {"relative": float(latents.relative()[best[0]]), **ratios}
 
 
 def _is_leaf(name: str) -> bool:
@@ -297,61 +237,3 @@ def _kl(found: PatchedKL) -> dict[str, float]:
                 gain = (found.mean(worst, group) - found.mean(best, group)) / found.mean("none", group)
             out[f"best_over_worst_{by}{short}"] = gain
     return out
-
-
-def effects(
-    pair: Pair, settings: Settings, dictionary: Dictionary, latents: Measured, labels: Labels, candidates: Tensor
-) -> dict[str, float]:
-    """What pushing the candidates that stand for the named concepts does to answers.
-
-    ``pushed_refusal trigger``: share of harmless requests that are refused under the push; ``pushed_false
-    information``: share of true statements that are corrected and were not; ``pushed_personal question``: share of
-    harmless requests to which the assistant says what it is or does not have. ``other_…``: the same for as many
-    directions of other latents, pushed as far. All are the largest share over latents and ``PUSHES``.
-    """
-    harmless = _requests(("answer/fact", "answer/howto", "answer/people"), settings.requests)
-    true = _requests(("acceptance",), settings.requests)
-    out: dict[str, float] = {}
-    for name, judge, asked in (
-        ("refusal trigger", _refused, harmless),
-        ("false information", _turned, true),
-        ("personal question", _declined, harmless),
-    ):
-        plain = replies(pair.chat, asked)
-        shares: dict[str, list[float]] = {"pushed": [], "other": []}
-        for latent in standing_for(labels, candidates, NAMED[name], PUSHED):
-            vector = vector_of(dictionary, latent, float(latents.statistics.maximum()[latent]))
-            draw = generator(settings.seeds, "another direction", latent)
-            other = dictionary.source(1)[1][int(torch.randint(dictionary.cfg.d_sae, (1,), generator=draw))].float()
-            for what, push in (("pushed", vector), ("other", other / other.norm() * vector.norm())):
-                for where, strength in PUSHES:
-                    said = replies(pair.chat, asked, [Push(settings.site, push * strength, where)])
-                    shares[what].append(sum(judge(a, b) for a, b in zip(plain, said, strict=True)) / len(asked))
-        out |= {f"{what}_{name}": max(found, default=math.nan) for what, found in shares.items()}
-    return out
-
-
-def _refused(plain: str, pushed: str) -> bool:
-    """Whether a push made the model refuse what it did not."""
-    return is_refusal(pushed) and not is_refusal(plain)
-
-
-def _declined(plain: str, pushed: str) -> bool:
-    """Whether a push made the model answer as if it had been asked about itself."""
-    return is_about_itself(pushed) and not is_about_itself(plain)
-
-
-def _turned(plain: str, pushed: str) -> bool:
-    """Whether a push turned a verdict into the opposite one; what is said after it does not count."""
-    return verdict(plain) is not None and first_verdict(pushed) is (not verdict(plain))
-
-
-def _requests(kinds: Sequence[str], count: int) -> list[list[Message]]:
-    return [[{"role": "user", "content": one.request}] for one in exchanges(kinds, "validation", count)]
-
-
-def standing_for(labels: Labels, latents: Tensor, names: Sequence[str], most: int, least: float = FOUND) -> list[int]:
-    """The latents that match one of the concepts best, at most so many, each with an F1 of at least ``least``."""
-    scores = {i: best_f1(labels, torch.tensor([i]), names) for i in latents.tolist()}
-    order = sorted(scores, key=scores.__getitem__, reverse=True)  # stable: the first of equals
-    return [i for i in order[:most] if scores[i] >= least and scores[i] > 0]
