@@ -184,18 +184,9 @@ def build(
     from saeworks.jobs.world import build as job
 
     parts = [name.strip() for name in part.split(",") if name.strip()]
+    cycles = {"chat_steps": chat_steps, "judging_steps": judging_steps, "settling_steps": settling_steps}
     made: dict[str, Any] = job(
-        out,
-        parts,
-        steps,
-        more_steps,
-        chat_steps,
-        judging_steps,
-        settling_steps,
-        seed,
-        device,
-        threads,
-        measure=not no_measure,
+        out, parts, steps, more_steps, seed=seed, device=device, threads=threads, measure=not no_measure, **cycles
     )
     if json:
         return print_json(made)

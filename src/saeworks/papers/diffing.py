@@ -78,7 +78,7 @@ def run(out: Path, seeds: int | None = None, quick: bool = False) -> Reproductio
             world_table(found, "Causes", CAUSES),
             named_table(found),
         ),
-        settings={**settings.as_json(), "bench_steps": steps, "models": ["world", "world:chat"]},
+        settings={**settings.as_json(), "bench_steps": steps, **named.as_json(), "models": ["world", "world:chat"]},
         seconds={"bench": clock[1] - clock[0], "world": clock[2] - clock[1]},
         quick=quick,
         hashes={"base": pair.base.fingerprint(), "chat": pair.chat.fingerprint()},
@@ -228,7 +228,7 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
             Claim(
                 f"Embedded pair: pushing a {latent}",
                 "shown by example",
-                f"largest share {what} of {named.PUSHED} candidates, minus that of as many other directions as long",
+                f"largest share {what} of {named.PUSHED} candidates at most, minus that of as many others as long",
                 _gain(found, f"pushed_{name}", f"other_{name}", named.WIDE),
                 Rule(low=0.2),
                 note,
@@ -237,9 +237,9 @@ def _causes(found: Pairs) -> tuple[Claim, ...]:
         ),
         *(
             Claim(
-                f"Embedded pair: without its {name} latents the chat model {what} no more",
+                f"Embedded pair: without {name} latents, {named.PUSHED} at most, the chat model {what} less",
                 "not measured",
-                f"share of such answers lost without {named.PUSHED} candidates, minus that without as many others",
+                "share of such answers lost without its candidates, minus that without as many others",
                 _gain(found, f"removed_{name}", f"kept_{name}", named.WIDE),
                 Rule(low=0.2),
                 f"The others are active where these replies begin; the largest share of {named.DRAWS} draws.",

@@ -2,7 +2,8 @@
 
 They are sought in a wider dictionary than the rest. A latent of the chat model's that stands for a concept is pushed,
 so that the model does on other requests what it does on those of the concept; and the latents of a concept are taken
-out, so that the model stops doing it. Both are held against other latents, as many and as long.
+out, so that the model stops doing it. Pushes are held against as many other directions, as long; what is lost against
+what is lost without as many other latents that are active there.
 """
 
 from __future__ import annotations
@@ -41,10 +42,15 @@ NAMED = {
 PUSHES: tuple[tuple[Extent, float], ...] = (("all", 0.5), ("all", 1.0), ("last", 1.0), ("last", 2.0))
 # Where the base may hold a latent that looks new.
 HOLDING: tuple[Literal["error", "reconstruction"], ...] = ("error", "reconstruction")
-# Candidates of a concept that are pushed: one may tell a topic, another make the answer.
+# Candidates of a concept that are pushed and taken out, at most: one may tell a topic, another make the answer.
 PUSHED = 3
 # Draws of as many other latents, when those of a concept are taken out.
 DRAWS = 5
+
+
+def as_json() -> dict[str, Any]:
+    """What decides the numbers beside the settings."""
+    return {"wider": WIDER, "named": NAMED, "pushes": PUSHES, "pushed": PUSHED, "draws": DRAWS, "found": FOUND}
 
 
 def run(pair: Pair, settings: Settings, out: Path) -> list[dict[str, float]]:
@@ -60,7 +66,8 @@ def run(pair: Pair, settings: Settings, out: Path) -> list[dict[str, float]]:
 
 def named_measures(pair: Pair, settings: Settings, dictionary: Dictionary, path: Path) -> dict[str, float]:
     """The latents of the named concepts and what pushing them does, kept as :func:`measures` are."""
-    key = sha256_json(["named", 1, settings.as_json(), dictionary.fingerprint(), pair.chat.fingerprint()])
+    models = [pair.base.fingerprint(), pair.chat.fingerprint()]
+    key = sha256_json(["named", 1, settings.as_json(), as_json(), dictionary.fingerprint(), models])
     return kept(path, key, lambda: _named(pair, settings, dictionary))
 
 
@@ -74,6 +81,7 @@ def _named(pair: Pair, settings: Settings, dictionary: Dictionary) -> dict[str, 
     return {
         "candidates": float(len(candidates)),
         "genuine": float(len(genuine)),
+        **{f"latents_{n}": float(len(standing_for(labels, candidates, NAMED[n], PUSHED))) for n in NAMED},
         **{f"best_f1_{name}": best_f1(labels, genuine, names) for name, names in NAMED.items()},
         **{f"any_f1_{name}": best_f1(labels, every, names) for name, names in NAMED.items()},
         **{f"{key}_{name}": value for name in NAMED for key, value in held(latents, labels, NAMED[name]).items()},
@@ -110,8 +118,8 @@ def effects(
 
     ``pushed_refusal trigger``: share of harmless requests that are refused under the push; ``pushed_false
     information``: share of true statements that are corrected and were not; ``pushed_personal question``: share of
-    harmless requests to which the assistant says what it is or does not have. ``other_…``: the same for as many
-    directions of other latents, pushed as far. All are the largest share over latents and ``PUSHES``.
+    harmless requests to which the assistant says what it is, can do or does not have. ``other_…``: the same for as many
+    directions drawn from all latents, pushed as far. All are the largest share over latents and ``PUSHES``.
     """
     harmless = _requests(("answer/fact", "answer/howto", "answer/people"), settings.requests)
     true = _requests(("acceptance",), settings.requests)
@@ -119,7 +127,7 @@ def effects(
     for name, judge, asked in (
         ("refusal trigger", _refused, harmless),
         ("false information", _turned, true),
-        ("personal question", _declined, harmless),
+        ("personal question", _speaks_of_itself, harmless),
     ):
         plain = replies(pair.chat, asked)
         shares: dict[str, list[float]] = {"pushed": [], "other": []}
@@ -138,7 +146,7 @@ def effects(
 def removals(
     pair: Pair, settings: Settings, dictionary: Dictionary, labels: Labels, candidates: Tensor
 ) -> dict[str, float]:
-    """What is lost when the candidates that stand for a named concept are taken out of the chat model, all at once.
+    """What is lost when the best candidates that stand for a named concept are taken out of the chat model together.
 
     ``removed_…``: share of the concept's own requests whose answer is no longer a refusal, a correction or about the
     assistant, of those where it was. ``kept_…``: the largest such share of as many other latents, drawn ``DRAWS`` times
@@ -193,14 +201,14 @@ def _refused(plain: str, pushed: str) -> bool:
     return is_refusal(pushed) and not is_refusal(plain)
 
 
-def _declined(plain: str, pushed: str) -> bool:
+def _speaks_of_itself(plain: str, pushed: str) -> bool:
     """Whether a push made the model answer as if it had been asked about itself."""
     return is_about_itself(pushed) and not is_about_itself(plain)
 
 
 def _turned(plain: str, pushed: str) -> bool:
-    """Whether a push turned a verdict into the opposite one; what is said after it does not count."""
-    return verdict(plain) is not None and first_verdict(pushed) is (not verdict(plain))
+    """Whether a push made the model correct what it confirmed; only the first judgement counts."""
+    return verdict(plain) is True and first_verdict(pushed) is False
 
 
 def _requests(kinds: Sequence[str], count: int) -> list[list[Message]]:
