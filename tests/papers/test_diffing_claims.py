@@ -136,9 +136,9 @@ def test_what_a_push_does_is_judged_by_the_answers() -> None:
     assert not turned("Oslo is in Norway. That is right.", "Oslo is in Norway. Yes, that is right. No.")
     assert not turned("Oslo is in Norway. That is right.", "the the the")
     assert not turned("Oslo is in Norway.", "Oslo is in Norway. That is a mistake.")
-    declined = diffing_named._speaks_of_itself  # pyright: ignore[reportPrivateUsage]
-    assert declined("In Japan.", "A program has no home.")
-    assert not declined("A program has no home.", "A program has no home.")
+    of_itself = diffing_named._speaks_of_itself  # pyright: ignore[reportPrivateUsage]
+    assert of_itself("In Japan.", "A program has no home.")
+    assert not of_itself("A program has no home.", "A program has no home.")
 
 
 def test_the_paper_is_listed() -> None:
